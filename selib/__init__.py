@@ -1,0 +1,48 @@
+"""What did the network look at? Squeeze-and-excitation explanations (Roxo et al., arXiv 2412.05134), tested.
+
+    selib.attach_se(model, example)        # an SE block before the classifier; no output changes
+    selib.fit_gates(model, loader)         # a trained network: sparse gates without labels, in seconds
+    ex = selib.explain(model, images)      # one forward pass, no gradients
+    ex.heatmap()                           # (B, H, W) in [0, 1]
+"""  # fmt: skip
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selib.attach import attach_se, detach_se
+    from selib.explanation import Explanation, SEExplainer, Streams, explain, native_se
+    from selib.gates import FeatureCache, GateReport, cache_features, channel_test, fit_gates
+    from selib.se import SEBlock
+    from selib.select import All, Channels, NormalQuantile, Threshold, TopFraction, TopK
+    from selib.train import evaluate, fit, load_checkpoint, load_weights, predict, save_checkpoint
+
+# Loaded on first use: `selib --help` need not wait for PyTorch.
+_WHERE = {
+    "attach": ("attach_se", "detach_se"),
+    "explanation": ("Explanation", "SEExplainer", "Streams", "explain", "native_se"),
+    "gates": ("FeatureCache", "GateReport", "cache_features", "channel_test", "fit_gates"),
+    "se": ("SEBlock",),
+    "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
+    "train": ("evaluate", "fit", "load_checkpoint", "load_weights", "predict", "save_checkpoint"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "All", "Channels", "Explanation", "FeatureCache", "GateReport", "NormalQuantile", "SEBlock", "SEExplainer", "Streams", "Threshold",
+    "TopFraction", "TopK", "attach_se", "cache_features", "channel_test", "detach_se", "evaluate", "explain", "fit", "fit_gates",
+    "load_checkpoint", "load_weights", "native_se", "predict", "save_checkpoint",
+]  # fmt: skip
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"selib.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'selib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

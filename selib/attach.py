@@ -1,0 +1,457 @@
+"""Put an SE block before the classifier of any model, in place, and take it out again.
+
+The place is found by running the model, not by knowing it: the last feature map whose positions reach the output. What reaches what is
+asked with NaN, which survives every layer: poison a map and see whether the output is poisoned.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from selib.se import Layout, SEBlock, Start, channels_first
+
+ATTRIBUTE = "selib_se"  # the name of the block in the model, and so the prefix of its parameters
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+# ---- running a model as it is --------------------------------------------------------------------------------------------
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside a ``torch.compile`` or (Distributed)DataParallel wrapper."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Run the model on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """The tensors of a nested tuple, list or dict, in order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    return [t for item in inputs for t in tensors(item)] if isinstance(inputs, (tuple, list)) else []
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """The tensors of a nested tuple, list or dict, moved."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {k: to_device(v, device) for k, v in inputs.items()}
+    return type(inputs)(to_device(v, device) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, K) of a model's output: a tensor, the entry "logits" of a dict, or the first tensor there is.
+
+    Raises:
+        ValueError: if there is none, or it is not (B, K) or (B,).
+    """
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        output = output["logits"]
+    found = tensors(output)
+    if not found or found[0].ndim not in (1, 2):
+        what = f"a tensor of shape {tuple(found[0].shape)}" if found else type(output).__name__
+        raise ValueError(
+            f"the model returned {what}, but class logits (B, K) are needed: wrap it so that it returns them"
+        )
+    return found[0] if found[0].ndim == 2 else found[0][:, None]
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, eager: bool = True) -> Iterator[None]:
+    """Evaluation mode and no gradients; every module's own mode is put back afterwards.
+
+    With ``eager`` nothing runs compiled: compiled code does not call the hooks that were set after it was made.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), ExitStack() as stack:
+            if eager and "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def hooked(*hooks: tuple[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Forward hooks that do not outlive the ``with`` block."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+# ---- reading shapes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """How a module's output is a feature map: layout, C, leading tokens that are no positions, grid behind a token axis."""
+
+    layout: Layout
+    channels: int
+    prefix: int = 0
+    grid: tuple[int, ...] | None = None
+
+
+def _grid(n: int, space: tuple[int, ...]) -> tuple[int, int] | None:
+    """The (h, w) with h·w = n whose shape is that of the input (H, W)."""
+    h = round((n * space[-2] / space[-1]) ** 0.5)
+    return (h, n // h) if h > 0 and h * (n // h) == n and _same_shape((h, n // h), space[-2:]) else None
+
+
+def _stretch(space: Sequence[int], reference: Sequence[int]) -> float:
+    """How far the strides of the two image axes differ: 1 for the same proportions."""
+    strides = [r / s for r, s in zip(reference[-2:], space[-2:], strict=True)]
+    return max(strides) / min(strides)
+
+
+def _same_shape(space: Sequence[int], reference: Sequence[int]) -> bool:
+    """Whether ``space`` is ``reference`` seen at a coarser scale, the same in both image axes up to rounding."""
+    return all(s <= r for s, r in zip(space, reference, strict=True)) and _stretch(space, reference) < 1.5
+
+
+def map_layout(shape: Sequence[int], input_shapes: Sequence[Sequence[int]]) -> MapLayout | None:
+    """Read a shape as a feature map of one of the inputs, or None where it cannot be one.
+
+    Channels come first unless only the other reading has the input's proportions. A (B, N, C) output of an image model is a
+    token map when N, less at most five leading tokens, is a grid of those proportions.
+    """
+    spaces = [tuple(s[2:]) if len(s) > 2 else tuple(s[1:]) for s in input_shapes if len(s) > 1]
+    if len(shape) in (4, 5):
+        same = [s for s in spaces if len(s) == len(shape) - 2]
+        first, last = tuple(shape[2:]), tuple(shape[1:-1])
+        if any(_same_shape(last, s) for s in same) and not any(_same_shape(first, s) for s in same):
+            return MapLayout("B*C", shape[-1])
+        return MapLayout("BC*", shape[1])
+    if len(shape) == 3:
+        _, a, b = shape
+        for space in (s for s in spaces if len(s) >= 2):
+            grids = [(prefix, grid) for prefix in range(min(6, a)) if (grid := _grid(a - prefix, space))]
+            if grids:  # 21 tokens of a square image: five and 4x4, not one and 4x5
+                prefix, grid = min(grids, key=lambda found: _stretch(found[1], space))
+                return MapLayout("B*C", b, prefix, grid)
+            grid = _grid(b, space)
+            if grid:
+                return MapLayout("BC*", a, 0, grid)
+        if any(len(s) == 1 for s in spaces):
+            return MapLayout("B*C", b) if any(a == s[0] != b for s in spaces) else MapLayout("BC*", a)
+    return None
+
+
+def _varies(x: Tensor) -> bool:
+    """Whether any row has two values along the last axis."""
+    return bool((x != x[..., :1]).any())
+
+
+# ---- finding the feature map that feeds the classifier -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose output is a feature map."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: MapLayout
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.shape}"
+
+
+def _try(model: nn.Module, inputs: Inputs, example: Inputs) -> Any:
+    """Run the model on ``inputs``, a part of the user's ``example``."""
+    try:
+        return call(model, inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(example)) or type(example).__name__
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the model cannot run on the example {shapes}: {why}") from error
+
+
+def _one_sample(inputs: Any) -> Any:
+    """The first sample of a batch, when every tensor in it has the same first axis."""
+    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(inputs)}
+    if len(sizes) != 1 or 0 in sizes:
+        return inputs
+    if isinstance(inputs, Tensor):
+        return inputs[:1]
+    if isinstance(inputs, Mapping):
+        return {k: _one_sample(v) for k, v in inputs.items()}
+    return tuple(_one_sample(v) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs
+
+
+def _candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> list[Site]:
+    """Every spatial map that a module called once returns, in the order in which they are ready, each by its outermost name."""
+    outputs: list[tuple[str, Tensor]] = []
+    calls: dict[str, int] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(output, Tensor):
+                outputs.append((name, output))
+
+        return hook
+
+    with hooked(*((module, recorder(name)) for name, module in model.named_modules() if name)):
+        logits_of(_try(model, inputs, example))
+    shapes = [t.shape for t in tensors(inputs)]
+    contrast = any(_varies(t.flatten(1)) for t in tensors(inputs) if t.ndim > 1)
+    sites: dict[int, Site] = {}
+    for name, output in outputs:  # children return before their parents, so the outermost name of a tensor wins
+        layout = map_layout(output.shape, shapes)
+        if layout and layout.channels > 1 and calls[name] == 1:
+            positions = channels_first(output, layout.layout, layout.prefix).flatten(2)
+            # One value repeated over the positions is no map (VGG's 7x7 pooling of a 1x1 map).
+            if positions.shape[2] < 2 or (contrast and not _varies(positions)):
+                continue
+            sites.pop(id(output), None)
+            sites[id(output)] = Site(name, tuple(output.shape), layout)
+    return list(sites.values())
+
+
+def _poison(layout: MapLayout, channel: int | None = None) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        positions = channels_first(output, layout.layout, layout.prefix)
+        (positions if channel is None else positions[:, channel]).fill_(torch.nan)
+        return output
+
+    return hook
+
+
+def find_site(model: nn.Module, example: Inputs) -> Site:
+    """The feature map that feeds the classifier: the last one whose positions reach the logits and that nothing bypasses.
+
+    For a vision transformer with a class token that is the map before the last block: after it, only the class token is read. A map
+    with one channel a class, each read by its own logit alone, is the classifier's output (SqueezeNet's), not what feeds it.
+
+    Raises:
+        ValueError: if no spatial map feeds the output, or several do side by side (the candidates are listed).
+    """
+    held: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
+
+    def poisoned(*sites: Site, channel: int | None = None) -> Tensor:
+        """Which logits (B, K) turn NaN when these maps do and the held ones keep their values."""
+        poisons = ((model.get_submodule(s.name), _poison(s.layout, channel)) for s in sites)
+        with hooked(*poisons, *held.values()):
+            return logits_of(call(model, inputs)).isnan()
+
+    def hold(site: Site) -> None:
+        module, clean = model.get_submodule(site.name), []
+        with hooked((module, lambda m, a, output: clean.append(output.clone()))):
+            call(model, inputs)
+        held[site.name] = module, lambda m, a, output: clean[0].clone()
+
+    def beside(site: Site) -> list[Site]:
+        """The candidates that are not computed from this one: what precedes it, and other streams."""
+        after: set[str] = set()
+
+        def look(name: str) -> Callable[..., None]:
+            return lambda m, a, output: after.add(name) if output.isnan().any() else None
+
+        looks = ((model.get_submodule(s.name), look(s.name)) for s in candidates)
+        with hooked((model.get_submodule(site.name), _poison(site.layout)), *looks):
+            call(model, inputs)
+        return [s for s in candidates if s.name not in after]
+
+    def feeds(site: Site) -> bool:
+        reached = poisoned(site)
+        if reached.shape[1] == site.layout.channels > 1 and reached.any():
+            return bool(poisoned(site, channel=0)[:, 1:].any())
+        return bool(reached.any())
+
+    with evaluating(model):
+        inputs = _one_sample(example)  # a few forward passes follow: shapes and NaN need no more than one sample
+        candidates = _candidates(model, inputs, example)
+        for site in reversed(candidates):
+            if feeds(site):
+                hold(site)
+                if not poisoned(*beside(site)).any():
+                    return site
+                held.clear()
+        side_by_side = []
+        for site in reversed(candidates):
+            if feeds(site):
+                hold(site)
+                side_by_side.append(site)
+    if side_by_side:
+        streams = ", ".join(f"'stream{i}': {s.name!r}" for i, s in enumerate(side_by_side))
+        raise ValueError(
+            f"several feature maps feed the classifier side by side: {', '.join(map(str, side_by_side))}. Name the one to explain "
+            f"with at={side_by_side[0].name!r}, or all with at={{{streams}}}"
+        )
+    raise ValueError(
+        "no spatial feature map feeds the output of this model, so there is nothing to draw a heatmap from: name a module with at=… "
+        f"(modules: {', '.join(n for n, _ in list(model.named_modules())[1:9])} …)"
+    )
+
+
+def _named_site(model: nn.Module, example: Inputs, name: str) -> Site:
+    """The site that the user named."""
+    names = dict(model.named_modules())
+    if name not in names or not name:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+        raise ValueError(
+            f"at={name!r}: the model has no such module" + (f"; close: {', '.join(close)}" if close else "")
+        )
+    outputs: list[Any] = []
+    with evaluating(model), hooked((names[name], lambda m, a, output: outputs.append(output))):
+        _try(model, example, example)
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
+        found = f"is called {len(outputs)} times" if len(outputs) != 1 else f"returns {type(outputs[0]).__name__}"
+        raise ValueError(
+            f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor (B, C, …)"
+        )
+    shape = tuple(outputs[0].shape)
+    channels_axis = MapLayout("BC*", shape[1])  # also the reading of a (B, C) vector: gates, but no heatmap
+    return Site(name, shape, map_layout(shape, [t.shape for t in tensors(example)]) or channels_axis)
+
+
+# ---- attaching -----------------------------------------------------------------------------------------------------------
+
+
+def _apply_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    # A module-level function that finds its block in the module: it survives deepcopy, pickling and torch.compile.
+    return module.__dict__[f"_{ATTRIBUTE}"](output)
+
+
+def _home(model: nn.Module) -> nn.Module:
+    """The module that owns the block: the model itself, unless it is a Sequential, which would run it as one more layer."""
+    while isinstance(model, nn.Sequential):
+        model = model[-1]
+    return model
+
+
+@overload
+def attach_se(
+    model: nn.Module, example: Inputs, *, at: str | None = ..., reduction: int = ..., start: Start = ...,
+    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ...,
+) -> SEBlock: ...  # fmt: skip
+@overload
+def attach_se(
+    model: nn.Module, example: Inputs, *, at: Mapping[str, str], reduction: int = ..., start: Start = ...,
+    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ...,
+) -> dict[str, SEBlock]: ...  # fmt: skip
+def attach_se(
+    model: nn.Module,
+    example: Inputs,
+    *,
+    at: str | Mapping[str, str] | None = None,
+    reduction: int = 16,
+    start: Start = "identity",
+    layout: Layout | None = None,
+    pool: Literal["sample", "batch"] = "sample",
+) -> SEBlock | dict[str, SEBlock]:
+    """Attach an SE block before the classification layer, in place (Roxo et al., 2024, section 3).
+
+    The outputs do not change (``start="identity"``), no parameter is renamed, and a checkpoint of the bare model still loads.
+
+    Args:
+        model: any module that returns logits (B, K), bare or wrapped; evaluation mode is used and put back.
+        example: one batch: a tensor, a tuple of arguments or a dict of keyword arguments.
+        at: the module whose output is the feature map, when the automatic choice is wrong; or {stream name: module} for several.
+        reduction: r of the block's bottleneck.
+        start: ``"identity"``, or ``"paper"`` for the usual initialisation with F' = s·F.
+        layout: ``"BC*"`` or ``"B*C"`` when the shape of the map can be read both ways.
+        pool: see :class:`SEBlock`.
+
+    Returns:
+        The block, or {stream name: block}.
+
+    Raises:
+        ValueError: no spatial map, several side by side, an unknown module, an example that does not fit, or blocks attached before.
+    """
+    model = bare(model)
+    if attached(model):
+        raise ValueError("the model has an SE block already: call selib.detach_se(model) first")
+    if isinstance(at, Mapping):
+        _check_streams(at)
+    blocks: dict[str, SEBlock] = {}
+    with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
+        sites = (
+            {name: _named_site(model, example, where) for name, where in at.items()}
+            if isinstance(at, Mapping)
+            else {"": find_site(model, example) if at is None else _named_site(model, example, at)}
+        )
+        for stream, site in sites.items():
+            found = site.layout
+            if layout and layout != found.layout:
+                found = MapLayout(layout, site.shape[1 if layout == "BC*" else -1])
+            blocks[stream] = SEBlock(
+                found.channels, reduction, start=start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=pool
+            )  # fmt: skip
+            blocks[stream].site, blocks[stream].stream = site.name, stream
+    for block in blocks.values():
+        module = model.get_submodule(block.site)
+        reference = next(iter(module.parameters()), next(iter(model.parameters()), torch.empty(0)))
+        block.to(reference.device)
+        block.train(model.training)
+        module.__dict__[f"_{ATTRIBUTE}"] = block  # past Module.__setattr__: the block is registered once, at home
+        module.register_forward_hook(_apply_block)
+    _home(model).add_module(ATTRIBUTE, nn.ModuleDict(blocks) if isinstance(at, Mapping) else blocks[""])
+    _forget_compiled()
+    return blocks if isinstance(at, Mapping) else blocks[""]
+
+
+def _check_streams(at: Mapping[str, str]) -> None:
+    wrong = [name for name in at if not name or "." in name or hasattr(nn.ModuleDict, name)]
+    if wrong or not at:
+        raise ValueError(f"at={dict(at)}: it needs stream names without dots that are no methods of nn.ModuleDict")
+    if len(set(at.values())) < len(at):
+        raise ValueError(f"at={dict(at)}: every stream needs a module of its own")
+
+
+def attached(model: nn.Module) -> dict[str, SEBlock]:
+    """The attached blocks by stream name ("" for a single one); empty when there are none."""
+    found = (m.__dict__[f"_{ATTRIBUTE}"] for m in bare(model).modules() if f"_{ATTRIBUTE}" in m.__dict__)
+    return {block.stream: block for block in found}
+
+
+def detach_se(model: nn.Module) -> None:
+    """Take every attached SE block out: the model is as it was before ``attach_se``, bit for bit.
+
+    Raises:
+        ValueError: if the model has no attached block.
+    """
+    model = bare(model)
+    if not attached(model):
+        raise ValueError("the model has no attached SE block")
+    for module in list(model.modules()):
+        module._modules.pop(ATTRIBUTE, None)
+        if module.__dict__.pop(f"_{ATTRIBUTE}", None) is not None:
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is _apply_block:
+                    del module._forward_hooks[key]
+    _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    # Code that torch.compile made before does not notice that hooks come or go.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

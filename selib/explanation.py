@@ -1,0 +1,334 @@
+"""Explain a prediction by the SE vector: one forward pass, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors
+from selib.head import Head
+from selib.heatmap import normalize, resize, weighted_sum
+from selib.se import Layout, SEBlock, channels_first, scaled
+from selib.select import All, NormalQuantile, Select
+
+Method = Literal["influence", "gate", "top-gate"]
+METHODS: tuple[Method, ...] = ("influence", "gate", "top-gate")
+Target = int | Sequence[int] | Tensor | None
+
+
+class Explanation:
+    """What one forward pass says about a batch. Made by :func:`explain`.
+
+    Attributes:
+        logits: (B, K) float32.
+        gates: (B, C) float32, the SE vector s.
+        features: (B, C, *space) float32, the input F of the SE block, tokens laid out on their grid.
+        input_size: *space of the input, the default size of a heatmap; ``None`` when the inputs leave it open.
+    """
+
+    def __init__(
+        self, logits: Tensor, gates: Tensor, raw: Tensor, head: Head, gain: float, grid: tuple[int, ...] | None,
+        input_size: tuple[int, ...] | None,
+    ) -> None:  # fmt: skip
+        self.logits = logits.float()
+        self.gates = gates.float()
+        maps = channels_first(raw, head.layout, head.prefix).float()
+        self.features = maps.unflatten(2, grid) if grid else maps
+        self.input_size = input_size
+        self._raw, self._head, self._gain = raw, head, gain
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B,) index of the largest logit."""
+        return self.logits.argmax(1)
+
+    def _targets(self, target: Target) -> Tensor:
+        if target is None:
+            return self.predicted
+        batch, classes = self.logits.shape
+        given = torch.as_tensor(target, device=self.logits.device).long().flatten()
+        if given.numel() not in (1, batch):
+            raise ValueError(f"target has {given.numel()} entries, but the batch has {batch} samples")
+        if bool(((given < 0) | (given >= classes)).any()):
+            raise ValueError(f"target={given.tolist()} is not among the {classes} classes 0..{classes - 1}")
+        return given.expand(batch)
+
+    def _scaled(self, gates: Tensor) -> Tensor:
+        return scaled(self._raw, gates, self._gain, self._head.layout)
+
+    @torch.no_grad()
+    def with_gates(self, gates: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits (B, K) under a manipulated SE vector; only the head runs.
+
+        Args:
+            gates: (B, C) or what broadcasts to it, or a function of the gates, e.g. ``lambda s: s * rule.mask(s)``.
+        """
+        new = gates(self.gates) if callable(gates) else gates.to(self.gates)
+        with evaluating(self._head.model):
+            self._head.prepare()
+            rows = self._head.effective(self._scaled(new.expand_as(self.gates)))
+            if self._head.shared:
+                return self._head(rows)
+            return torch.cat([self._head(rows[i : i + 1], i) for i in range(len(rows))])
+
+    @torch.no_grad()
+    def influence(self, target: Target = None) -> Tensor:
+        """How much the target's logit falls when one gate is set to zero and the others stay: (B, C), exact for any head.
+
+        For global average pooling + linear it is w[k,c]·s[c]·mean(F[c]) and costs nothing; any other head runs C times, without
+        the network before it.
+        """
+        targets = self._targets(target)
+        head = self._head
+        if head.linear is not None:
+            pooled = head.effective(self._scaled(self.gates)).float().flatten(1)
+            return head.linear.weight[targets] * pooled
+        with evaluating(head.model):
+            head.prepare()
+            rows = head.effective(self._scaled(self.gates))
+            base = self.with_gates(self.gates).gather(1, targets[:, None])
+            return torch.stack([base[i] - self._ablated(rows[i], i, int(targets[i])) for i in range(len(rows))])
+
+    def _ablated(self, row: Tensor, sample: int, target: int) -> Tensor:
+        """The target's logit with each of the C channels of one map set to zero: (C,)."""
+        axis = 0 if self._head.layout == "BC*" else -1
+        channels = row.shape[axis]
+        chunk = max(1, 2**24 // max(1, row.numel()))  # 64 MB of float32 maps at a time
+        found = []
+        for start in range(0, channels, chunk):
+            index = torch.arange(start, min(channels, start + chunk), device=row.device)
+            rows = row[None].repeat(len(index), *[1] * row.ndim)
+            rows.movedim(axis + 1 if axis == 0 else -1, 1)[torch.arange(len(index), device=row.device), index] = 0
+            found.append(self._head(rows, sample)[:, target])
+        return torch.cat(found)
+
+    def channel_weights(self, method: Method = "influence", target: Target = None) -> Tensor:
+        """What a method ranks channels by: the influence, or the gates. (B, C)."""
+        if method not in METHODS:
+            raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
+        return self.influence(target) if method == "influence" else self.gates
+
+    def selected(self, method: Method = "influence", target: Target = None, select: Select | None = None) -> Tensor:
+        """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for "top-gate", else all."""
+        rule = select or (NormalQuantile() if method == "top-gate" else All())
+        return rule.mask(self.channel_weights(method, target))
+
+    @torch.no_grad()
+    def map(self, method: Method = "influence", target: Target = None, select: Select | None = None) -> Tensor:
+        """The heatmap before resizing and scaling: (B, *space), in units of the logit for "influence".
+
+        For "influence" and global average pooling + linear the map is Σ_c w[k,c]·s[c]·F[c]: its mean over space is the target's
+        logit minus its bias. For another head each channel's influence is spread over space in proportion to the channel's map.
+        """
+        if self.features.ndim < 3:
+            raise ValueError(
+                "the SE block sits on a vector (B, C), which has no positions: there is no heatmap, only gates and influence"
+            )
+        mask = self.selected(method, target, select)
+        self._head.prepare()
+        maps = self.features.relu() if self._head.rectifies else self.features
+        if method == "top-gate":
+            return weighted_sum(maps, mask / mask.sum(1, keepdim=True).clamp_min(1))
+        if method == "gate":
+            return weighted_sum(maps, self.gates * mask)
+        if self._head.linear is not None:
+            return weighted_sum(maps, self._head.linear.weight[self._targets(target)] * self._gain * self.gates * mask)
+        # The share of each position: signed maps have means near zero, so there the magnitude counts.
+        maps = maps.abs()
+        mean = maps.flatten(2).mean(2)
+        weights = self.influence(target) * mask / mean.where(mean > 0, torch.ones_like(mean))
+        return weighted_sum(maps, weights)
+
+    def heatmap(
+        self,
+        method: Method = "influence",
+        target: Target = None,
+        *,
+        select: Select | None = None,
+        size: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The heatmap (B, *size) in [0, 1]; ``size`` defaults to the input's.
+
+        Args:
+            method: ``"influence"``: the channels weighted by their effect on the target's logit; evidence against the target is cut off
+                at zero. ``"gate"``: weighted by their gates. ``"top-gate"``: the paper, the mean of the maps whose gates stand out.
+            target: class index, one per sample or one for all; the predicted class by default. Only "influence" depends on it.
+            select: which channels take part, by the method's own ranking; see :mod:`selib.select`.
+
+        Raises:
+            ValueError: unknown method, target out of range, no spatial map, or a size that does not fit.
+        """
+        raw = self.map(method, target, select)
+        size = size if size is not None else self.input_size
+        if size is None:
+            raise ValueError("the inputs do not say which size the heatmap should have: pass size=")
+        return normalize(resize(raw.relu() if method == "influence" else raw, size))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Explanations of a model with several SE blocks, by the stream names given to ``attach_se(at={…})``."""
+
+    logits: Tensor
+    streams: dict[str, Explanation]
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """A module that maps F to F' = gain·s·F: an attached block, or one the model was born with."""
+
+    module: nn.Module
+    gate: nn.Module  # its input is F (an attached block), or its output the gates (a native one)
+    layout: Layout = "BC*"
+    prefix: int = 0
+    grid: tuple[int, ...] | None = None
+    gain: float = 1.0
+
+
+def native_se(model: nn.Module, inputs: Inputs) -> str | None:
+    """The name of the last SE block that the model itself has (MobileNetV3, EfficientNet, RegNetY, SENet …), or None.
+
+    It is known by what it does: its output is its input times the (B, C, 1, …) output of one of its own submodules.
+    """
+    seen = _native(bare(model), inputs)
+    return seen[0] if seen else None
+
+
+def _native(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
+    vectors: list[tuple[str, Tensor]] = []
+    found: list[tuple[str, str]] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor) or output.ndim < 4 or not args or not isinstance(args[0], Tensor):
+                return
+            if output.shape[2:].numel() == 1:
+                vectors.append((name, output))
+            elif args[0].shape == output.shape:
+                for inner, gates in reversed(vectors):
+                    fits = inner.startswith(f"{name}.") and gates.shape[:2] == output.shape[:2]
+                    if fits and torch.equal(args[0] * gates, output):
+                        found.append((name, inner))
+                        break
+
+        return look
+
+    with evaluating(model), hooked(*((m, hook(name)) for name, m in model.named_modules() if name)):
+        call(model, inputs)
+    return found[-1] if found else None
+
+
+class SEExplainer:
+    """Explain many batches: ``with selib.SEExplainer(model) as explain: ex = explain(images)``.
+
+    The hooks live as long as the ``with`` block. Model mode, gradients, buffers and outputs are untouched.
+
+    Args:
+        model: with attached SE blocks, or with blocks of its own, of which the last one is read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = bare(model)
+        self._hooks = ExitStack()
+        self._places: dict[str, _Gated] | None = None
+        self._inside: dict[str, Tensor] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._last: tuple[nn.Linear, Tensor, Tensor] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.close()
+        self._places = None
+
+    def _prepare(self, inputs: Inputs) -> dict[str, _Gated]:
+        blocks = attached(self.model)
+        places = {n: _Gated(b, b, b.layout, b.prefix, b.grid, b.gain) for n, b in blocks.items()}
+        if not places:
+            native = _native(self.model, inputs)
+            if native is None:
+                raise ValueError(
+                    "the model has no SE block: call selib.attach_se(model, example) and train it, or selib.fit_gates(model, loader)"
+                )
+            module, gate = native
+            places = {"": _Gated(self.model.get_submodule(module), self.model.get_submodule(gate))}
+
+        def inside(name: str) -> Callable[..., None]:
+            return lambda m, args, output: self._inside.__setitem__(name, args[0])
+
+        def gates(name: str) -> Callable[..., None]:
+            return lambda m, args, output: self._gates.__setitem__(name, output.flatten(1))
+
+        def linear(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._last = (module, args[0], output) if isinstance(module, nn.Linear) else None
+
+        for name, place in places.items():
+            hooks = [(place.module, inside(name))]
+            hooks += [] if isinstance(place.module, SEBlock) else [(place.gate, gates(name))]
+            self._hooks.enter_context(hooked(*hooks))
+        self._hooks.enter_context(hooked(*((m, linear) for m in self.model.modules() if isinstance(m, nn.Linear))))
+        return places
+
+    def __call__(self, inputs: Inputs) -> Explanation | Streams:
+        """One forward pass -> Explanation; Streams when several blocks are attached.
+
+        Raises:
+            ValueError: no SE block, or logits that are not (B, K).
+        """
+        with evaluating(self.model):
+            if self._places is None:
+                self._places = self._prepare(inputs)
+            self._last = None
+            output = call(self.model, inputs)
+            logits = logits_of(output)
+            last = self._last
+            final = (last[0], last[1]) if last and (last[2] is logits or last[2] is output) else None
+            explanations = {
+                name: self._explanation(name, place, inputs, logits, final) for name, place in self._places.items()
+            }
+            self._inside.clear()
+            self._gates.clear()
+            self._last = None
+        return explanations[""] if list(explanations) == [""] else Streams(logits.float(), explanations)
+
+    def _explanation(
+        self, name: str, place: _Gated, inputs: Inputs, logits: Tensor, last: tuple[nn.Linear, Tensor] | None
+    ) -> Explanation:
+        if name not in self._inside:
+            raise ValueError(
+                f"the SE block {name or 'of this model'} was not run: forward took another path than the example did"
+            )
+        raw = self._inside[name]
+        gates = place.module.gates(raw) if isinstance(place.module, SEBlock) else self._gates[name]
+        # Computed anew: an in-place ReLU may have changed the module's own output since.
+        after = scaled(raw, gates, place.gain, place.layout)
+        head = Head(
+            self.model, place.module, inputs, after, logits, layout=place.layout, prefix=place.prefix, last=last
+        )  # fmt: skip
+        axes = len(place.grid) if place.grid else raw.ndim - 2
+        spaces = [tuple(t.shape[2:] if t.ndim > 2 else t.shape[1:]) for t in tensors(inputs)]
+        sizes = {space for space in spaces if len(space) == axes > 0}
+        return Explanation(logits, gates, raw, head, place.gain, place.grid, sizes.pop() if len(sizes) == 1 else None)
+
+
+def explain(model: nn.Module, inputs: Inputs) -> Any:
+    """Explain a batch with one forward pass and no gradients -> :class:`Explanation` (:class:`Streams` for several blocks).
+
+    Args:
+        model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own.
+        inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Raises:
+        ValueError: the model has no SE block, or does not return logits (B, K).
+    """
+    with SEExplainer(model) as explainer:
+        return explainer(inputs)

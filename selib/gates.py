@@ -1,0 +1,354 @@
+"""Sparse, label-free gates: make the SE vector of a trained network say which channels its predictions rest on.
+
+The network is frozen. Only the SE block learns, to keep the network's own predictions with as few open gates as possible:
+
+    loss = KL( softmax(y_original) || softmax(y_gated) ) + λ · mean(s)
+
+No labels are used. The feature maps are computed once, pooled where the head allows it, so a fit takes seconds on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from selib.attach import attach_se, attached, bare, evaluating, to_device
+from selib.explanation import Explanation, SEExplainer
+from selib.head import Head
+from selib.se import SEBlock, scaled
+from selib.select import Select, TopFraction
+
+CACHE_LIMIT = 8 * 2**30  # bytes of feature maps held in memory
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """One pass of a network over a loader: all that the gates and the head need.
+
+    Attributes:
+        maps: (N, …) F as the head reads it, rectified and pooled where that changes nothing.
+        squeezed: (N, C) z, what the SE block reads.
+        scales: (N, C) the scale that the maps had in that pass: 1 for a block at its identity start.
+        logits: (N, K) of the network in that pass.
+        targets: (N,) when the loader has them.
+        seconds: how long the pass took.
+    """
+
+    maps: Tensor
+    squeezed: Tensor
+    scales: Tensor
+    logits: Tensor
+    targets: Tensor | None
+    head: Head
+    seconds: float
+
+    def run(self, scales: Tensor, rows: Tensor | slice = slice(None), batch: int = 1024) -> Tensor:
+        """Logits (n, K) of the cached maps multiplied by ``scales`` (n, C)."""
+        maps = self.maps[rows]
+        parts = [
+            self.head(scaled(m, s, 1.0, self.head.layout))
+            for m, s in zip(maps.split(batch), scales.split(batch), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def influence(self) -> Tensor:
+        """Influence (N, C) of each channel on the predicted class in the cached pass: w[k,c]·scale[c]·mean(F[c]).
+
+        Raises:
+            ValueError: the head is not global average pooling + linear; use :meth:`selib.Explanation.influence` there.
+        """
+        if self.head.linear is None:
+            raise ValueError(
+                "the head is not global average pooling + linear: use selib.explain(model, images).influence()"
+            )
+        pooled = scaled(self.maps, self.scales, 1.0, self.head.layout).flatten(1)
+        return self.head.linear.weight[self.logits.argmax(1)] * pooled
+
+
+def _inputs(batch: Any) -> tuple[Any, Tensor | None]:
+    """What a loader yields, as inputs and labels: (inputs, labels) or the inputs alone."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[0], batch[1]
+    return batch, None
+
+
+def cache_features(
+    model: nn.Module, loader: Iterable[Any], *, gated: bool = True, progress: bool = False
+) -> FeatureCache:
+    """Run the model once over a loader of inputs or (inputs, labels), and keep what precedes the head.
+
+    Args:
+        gated: False holds the block at scale 1 meanwhile: the network that was there before ``fit_gates``.
+
+    Raises:
+        ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, or maps beyond the memory limit.
+    """
+    started = time.perf_counter()
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    targets: list[Tensor] = []
+    head: Head | None = None
+    block = _only_block(model)
+    size = 0
+    with (
+        SEExplainer(model) as explainer,
+        nullcontext() if gated else block.override(lambda s: torch.ones_like(s) / block.gain),
+    ):
+        for batch in tqdm(loader, desc="features", disable=not progress, leave=False):
+            inputs, labels = _inputs(batch)
+            ex = explainer(to_device(inputs, block.fc1.weight.device))
+            assert isinstance(ex, Explanation)
+            if head is None:
+                head = ex._head
+                head.prepare()
+                if len(ex.logits) > 1 and not head.shared:
+                    raise ValueError(
+                        "the head reads more than the gated map (other streams or inputs bypass it): fit_gates needs a map that "
+                        "everything passes through"
+                    )
+            maps = head.effective(ex._raw)
+            size += maps.numel() * maps.element_size()
+            if size > CACHE_LIMIT:
+                raise ValueError(
+                    f"the feature maps exceed {CACHE_LIMIT / 2**30:.0f} GB: use a loader with fewer images"
+                )
+            found.append((maps, block.squeeze(ex._raw), block.gain * ex.gates, ex.logits))
+            if labels is not None:
+                targets.append(labels.to(ex.logits.device))
+    if head is None:
+        raise ValueError("the loader is empty: there are no images to learn the gates from")
+    maps, squeezed, scales, logits = (torch.cat([row[i] for row in found]) for i in range(4))
+    answers = torch.cat(targets) if targets else None
+    return FeatureCache(maps, squeezed, scales, logits, answers, head, time.perf_counter() - started)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(iter(model.parameters()), torch.empty(0)).device
+
+
+def _only_block(model: nn.Module) -> SEBlock:
+    blocks = attached(model)
+    if list(blocks) != [""]:
+        names = ", ".join(blocks) or "none"
+        raise ValueError(f"a model with one attached SE block is needed, this one has: {names}")
+    return blocks[""]
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What ``fit_gates`` reached, on images held out from the fit, against the network's own predictions (no labels).
+
+    All figures but the last three are fractions: ``open_gates`` is the mean share of gates above ½; ``only_top`` and
+    ``without_top`` are the agreement when only the top decile of gates is kept or is removed in the gated network, the
+    ``original_`` ones the same channels in the ungated network, and ``random_`` the same number of random channels there.
+    """
+
+    sparsity: float
+    agreement: float
+    open_gates: float
+    only_top: float
+    without_top: float
+    original_only_top: float
+    original_without_top: float
+    random_only: float
+    random_without: float
+    images: int
+    cache_seconds: float
+    fit_seconds: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields as plain numbers, for a results file."""
+        return asdict(self)
+
+
+def fit_gates(
+    model: nn.Module,
+    loader: Iterable[Any] | FeatureCache,
+    sparsity: float = 1.0,
+    *,
+    agreement: float | None = None,
+    epochs: int | None = None,
+    lr: float = 4e-3,
+    reduction: int = 4,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> GateReport:
+    """Train only the SE block to keep the network's own predictions with as few open gates as possible.
+
+    The block is attached first if there is none, and started anew. The loader should not augment or shuffle in ways that the
+    network would not see; its labels are ignored. One image in ten is held out for the report. The network's weights, mode and
+    gradients are untouched. The gated network is F' = s·F.
+
+    Args:
+        model: a trained network that returns logits (B, K).
+        loader: yields inputs or (inputs, labels); or the :class:`FeatureCache` of an earlier pass over this model.
+        sparsity: λ.
+        agreement: instead of a λ, a promise: the sparsest gates that keep this share of the predictions on held-out images.
+        epochs: passes over the cached features; by default enough for about 2,000 steps.
+        reduction: r of the block, when it is attached here.
+
+    Raises:
+        ValueError: an argument out of range, an empty loader, several SE blocks, or a head that other inputs bypass.
+    """
+    if sparsity < 0:
+        raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
+    if agreement is not None and not 0 < agreement < 1:
+        raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    model = bare(model)
+    if isinstance(loader, FeatureCache):
+        cache = loader
+    else:
+        if not attached(model):
+            first = next(iter(loader), None)
+            if first is None:
+                raise ValueError("the loader is empty: there are no images to learn the gates from")
+            if isinstance(loader, Iterator):
+                loader = chain([first], loader)  # an iterator gives its first batch only once
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                attach_se(model, _inputs(first)[0], reduction=reduction)
+        cache = cache_features(model, loader, progress=progress)
+    block = _only_block(model)
+    if len(cache.logits) < 2:
+        raise ValueError("fit_gates needs at least two images: one of them is held out")
+    started = time.perf_counter()
+    shuffled = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed)).to(cache.logits.device)
+    held, kept = shuffled[: max(1, len(shuffled) // 10)], shuffled[max(1, len(shuffled) // 10) :]
+    epochs = epochs or max(1, round(2000 * batch_size / len(kept)))
+
+    def attempt(strength: float) -> float:
+        _fit(block, cache, kept, strength, epochs, lr, batch_size, seed, progress)
+        return _agreement(block, cache, held)
+
+    if agreement is not None:
+        sparsity = _sparsest(attempt, agreement)
+    attempt(sparsity)
+    seconds = time.perf_counter() - started
+    kinds = channel_test(block, cache, rows=held, seed=seed)
+    scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
+    with torch.no_grad():
+        open_gates = float((block.excite(cache.squeezed[held]) > 0.5).double().mean())
+    names = ("only_top", "without_top", "original_only_top", "original_without_top", "random_only", "random_without")
+    return GateReport(
+        sparsity=sparsity,
+        agreement=scores["gated"],
+        open_gates=open_gates,
+        images=len(cache.logits),
+        cache_seconds=cache.seconds,
+        fit_seconds=seconds,
+        **{n: scores[n] for n in names},
+    )
+
+
+def _fit(
+    block: SEBlock,
+    cache: FeatureCache,
+    rows: Tensor,
+    sparsity: float,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    with torch.random.fork_rng(devices=[]), evaluating(cache.head.model), torch.enable_grad():
+        torch.manual_seed(seed)
+        block.restart("paper")
+        weights = [*block.fc1.parameters(), *block.fc2.parameters()]
+        optimizer = torch.optim.AdamW(weights, lr)
+        steps = epochs * -(-len(rows) // batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+        teacher = cache.logits.log_softmax(1)
+        bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
+        for _ in range(epochs):
+            for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):
+                gates = block.excite(cache.squeezed[index])
+                student = cache.run(gates, index).log_softmax(1)
+                loss = (
+                    F.kl_div(student, teacher[index], reduction="batchmean", log_target=True) + sparsity * gates.mean()
+                )
+                # Gradients of the block alone: backward() would also fill those of the frozen head.
+                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                    weight.grad = gradient
+                optimizer.step()
+                schedule.step()
+                bar.update()
+        bar.close()
+        for weight in weights:
+            weight.grad = None
+
+
+@torch.no_grad()
+def _agreement(block: SEBlock, cache: FeatureCache, rows: Tensor) -> float:
+    gated = cache.run(block.excite(cache.squeezed[rows]), rows).argmax(1)
+    return float((gated == cache.logits[rows].argmax(1)).double().mean())
+
+
+def _sparsest(attempt: Any, agreement: float, low: float = 1e-2, high: float = 30.0, rounds: int = 5) -> float:
+    """The largest λ, by bisection of its logarithm, whose gates keep the agreement; each round is one fit."""
+    if attempt(low) < agreement:
+        warnings.warn(
+            f"even λ={low:g} keeps less than {agreement:.1%} of the predictions; its gates are kept", stacklevel=3
+        )
+        return low
+    for _ in range(rounds):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if attempt(middle) >= agreement else (low, middle)
+    return low
+
+
+@torch.no_grad()
+def channel_test(
+    block: SEBlock,
+    cache: FeatureCache,
+    *,
+    select: Select | None = None,
+    ranking: Tensor | None = None,
+    targets: Tensor | None = None,
+    rows: Tensor | slice = slice(None),
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Are the top channels sufficient and necessary? Which samples stay right with only them, and without them.
+
+    Args:
+        select: which channels are the top ones; the top decile of each sample by default.
+        ranking: (N, C) what they are ranked by; the block's gates by default.
+        targets: (N,) what counts as right; the network's own predictions by default, labels for accuracy.
+        rows: which samples of the cache.
+
+    Returns:
+        Bool (n,) each: ``original`` and ``gated`` (all channels), ``only_top`` and ``without_top`` in the gated network,
+        ``original_only_top`` and ``original_without_top`` in the ungated one, and there also ``random_only`` and
+        ``random_without``, as many channels drawn at random for each sample.
+    """
+    rule = select or TopFraction(0.10)
+    gates = block.gain * block.excite(cache.squeezed[rows])
+    base = cache.scales[rows]
+    scores = gates if ranking is None else ranking[rows]
+    top = rule.mask(scores)
+    noise = torch.rand(gates.shape, generator=torch.Generator().manual_seed(seed)).to(gates.device)
+    # The same number of channels as the rule took, sample by sample.
+    rank = noise.argsort(1).argsort(1)
+    random = rank < top.sum(1, keepdim=True)
+    right = (cache.logits.argmax(1) if targets is None else targets)[rows]
+    scales = {
+        "original": base,
+        "gated": gates,
+        "only_top": gates * top,
+        "without_top": gates * ~top,
+        "original_only_top": base * top,
+        "original_without_top": base * ~top,
+        "random_only": base * random,
+        "random_without": base * ~random,
+    }
+    return {name: cache.run(scale, rows).argmax(1) == right for name, scale in scales.items()}

@@ -1,0 +1,60 @@
+"""Heatmap math: weighted channel sums, resizing, scaling to [0, 1]. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """Σ_c w[c]·F[c]: features (B, C, *space) and weights (B, C) -> map (B, *space), in float32."""
+    return torch.einsum("bc,bc...->b...", weights.float(), features.float())
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Scale each sample's map (B, *space) to [0, 1] by its minimum and maximum; a constant map becomes zeros.
+
+    Anything not finite counts as the map's smallest finite value, so the result is always finite.
+    """
+    flat = maps.flatten(1).float()
+    finite = flat.isfinite()
+    low = flat.where(finite, torch.full_like(flat, torch.inf)).amin(1, keepdim=True)
+    low = low.where(low.isfinite(), torch.zeros_like(low))
+    flat = flat.where(finite, low)
+    # Divided by the largest magnitude first: high - low of two huge numbers would overflow.
+    size = flat.abs().amax(1, keepdim=True)
+    flat, low = flat / size.clamp_min(torch.finfo(flat.dtype).tiny), low / size.clamp_min(torch.finfo(flat.dtype).tiny)
+    span = (flat - low).amax(1, keepdim=True)
+    # A span at the level of rounding is a constant map: stretching it would show noise as evidence.
+    constant = span <= 8 * torch.finfo(flat.dtype).eps
+    scaled = (flat - low) / span.where(~constant, torch.ones_like(span))
+    return scaled.masked_fill(constant, 0).clamp(0, 1).unflatten(1, maps.shape[1:])
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (B, *space) to ``size``: linear in 1-D, bicubic in 2-D, linear in time then bicubic in 3-D (B, T, H, W).
+
+    Bicubic interpolation overshoots; values are clamped to the range of each input map.
+
+    Raises:
+        ValueError: if ``size`` has another number of axes than the map's space.
+    """
+    size = tuple(int(n) for n in size)
+    if maps.ndim not in (2, 3, 4):
+        raise ValueError(f"maps with {maps.ndim - 1} spatial axes cannot be resized: 1, 2 or 3 are supported")
+    if len(size) != maps.ndim - 1 or any(n < 1 for n in size):
+        raise ValueError(f"size={size} does not fit a map with {maps.ndim - 1} spatial axes {tuple(maps.shape[1:])}")
+    x = maps.float()
+    low, high = (f(x.flatten(1), 1).reshape(-1, *[1] * len(size)) for f in (torch.amin, torch.amax))
+    if len(size) == 1:
+        x = F.interpolate(x[:, None], size, mode="linear", align_corners=False)[:, 0]
+    elif len(size) == 2:
+        x = F.interpolate(x[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+    else:
+        time = F.interpolate(x.flatten(2).movedim(1, 2), size[0], mode="linear", align_corners=False)
+        frames = time.movedim(2, 1).reshape(-1, 1, *maps.shape[2:])
+        x = F.interpolate(frames, size[1:], mode="bicubic", align_corners=False).reshape(len(maps), *size)
+    return x.clamp(low, high)

@@ -1,0 +1,191 @@
+"""The study's figures: one style, drawn without pyplot, so that every function is pure: numbers in, Figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+COLORMAP = "inferno"  # perceptually uniform, readable with every colour vision deficiency and in grey
+OURS, OTHERS, CONTROLS = "#0072B2", "#D55E00", "#999999"  # of Okabe & Ito's colour-blind-safe palette
+STYLE = {**sns.axes_style("whitegrid"), "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, NDArray[Any]]:
+    """A Figure in inches and its axes (rows, columns)."""
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        return fig, fig.subplots(rows, columns, squeeze=False, **options)
+
+
+def overlay(image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: str = COLORMAP) -> NDArray[np.uint8]:
+    """Blend a heatmap (H, W) in [0, 1] over an image uint8 (3, H, W) -> uint8 (H, W, 3).
+
+    Raises:
+        ValueError: sizes that differ, or an opacity outside [0, 1].
+    """
+    if image.shape[-2:] != heatmap.shape:
+        raise ValueError(
+            f"the heatmap {tuple(heatmap.shape)} does not lie on the image {tuple(image.shape[-2:])}: pass size="
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity={opacity} must lie in [0, 1]")
+    colours = matplotlib.colormaps[colormap](heatmap.cpu().numpy())[..., :3] * 255
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    mixed = (1 - opacity) * pixels + opacity * colours
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def heatmap_grid(
+    images: Tensor,
+    heatmaps: Mapping[str, Tensor],
+    *,
+    titles: Sequence[str] = (),
+    boxes: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Figure:
+    """Samples beside methods: images uint8 (B, 3, H, W), each method's heatmaps (B, H, W) in [0, 1].
+
+    The longer of the two runs across the page. The truth, boxes int (B, 4) or masks bool (B, H, W), is drawn in white.
+    """
+    across = len(images) > len(heatmaps) + 1  # more samples than methods: one column a sample
+    shape = (len(heatmaps) + 1, len(images)) if across else (len(images), len(heatmaps) + 1)
+    fig, axes = figure(1.25 * shape[1] + 0.3, 1.25 * shape[0] + 0.25, *shape)
+    cells = axes.T if across else axes
+    names = ["image", *heatmaps]
+    for row, image in enumerate(images):
+        pictures = [image.permute(1, 2, 0).numpy(), *(overlay(image, maps[row]) for maps in heatmaps.values())]
+        for column, (ax, picture) in enumerate(zip(cells[row], pictures, strict=True)):
+            ax.imshow(picture, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+            if boxes is not None:
+                x1, y1, x2, y2 = boxes[row].tolist()
+                ax.add_patch(
+                    Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1)
+                )
+            if masks is not None:
+                ax.contour(masks[row].float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
+            label, title = (ax.set_ylabel, ax.set_title) if across else (ax.set_title, ax.set_ylabel)
+            if row == 0:
+                label(names[column], fontsize=8)
+            if titles and column == 0:
+                title(titles[row], fontsize=8)
+    return fig
+
+
+def gate_histogram(gates: Mapping[str, Tensor], *, bins: int = 40) -> Figure:
+    """How the gates (N, C) of each network are distributed over all samples and channels, one panel each."""
+    fig, axes = figure(3.2 * len(gates), 2.4, 1, len(gates), sharey=True)
+    for ax, (name, values) in zip(axes[0], gates.items(), strict=True):
+        flat = values.flatten().numpy()
+        sns.histplot(x=flat, bins=bins, binrange=(0, 1), stat="percent", ax=ax, color=OURS, edgecolor="none")
+        ax.set(
+            title=f"{name}: {100 * float((flat > 0.5).mean()):.0f} % of gates above ½",
+            xlabel="gate s",
+            ylabel="% of gates",
+            xlim=(0, 1),
+        )
+    return fig
+
+
+def channel_curves(
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, whole: float, ylabel: str
+) -> Figure:
+    """Accuracy against the share of channels kept or removed.
+
+    Args:
+        curves: {panel: {line: (shares in %, values)}}; a line whose name begins with "random" is drawn as a control.
+        whole: the value with all channels, a dashed line in every panel.
+    """
+    fig, axes = figure(3.4 * len(curves), 2.7, 1, len(curves), sharey=True)
+    for ax, (title, lines) in zip(axes[0], curves.items(), strict=True):
+        palette = iter([OURS, OTHERS, "#009E73", "#CC79A7"])
+        for name, (x, y) in lines.items():
+            control = name.startswith("random")
+            ax.plot(
+                x,
+                y,
+                marker="o",
+                markersize=3,
+                label=name,
+                color=CONTROLS if control else next(palette),
+                linestyle=":" if control else "-",
+            )
+        ax.axhline(whole, color="black", linewidth=0.8, linestyle="--")
+        ax.set(title=title, xscale="log", xlabel="% of channels", ylabel=ylabel, ylim=(0, None))
+        ax.set_xticks(sorted({v for x, _ in lines.values() for v in x}))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(loc="best")
+    return fig
+
+
+def rank_plot(
+    scores: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    ours: Sequence[str],
+    controls: Sequence[str],
+    lower_is_better: Sequence[str] = (),
+) -> Figure:
+    """Methods ranked on each metric: {metric: {method: (mean, low, high)}}, the best on top, the 95 % interval as a bar."""
+    height = 0.19 * max(len(rows) for rows in scores.values()) + 0.6
+    fig, axes = figure(3.3 * len(scores), height, 1, len(scores))
+    for ax, (metric, rows) in zip(axes[0], scores.items(), strict=True):
+        lower = metric in lower_is_better
+        order = sorted(rows, key=lambda name: rows[name][0], reverse=not lower)
+        for place, name in enumerate(order):
+            mean, low, high = rows[name]
+            colour = OURS if name in ours else CONTROLS if name in controls else OTHERS
+            ax.plot([low, high], [place, place], color=colour, linewidth=1.5)
+            ax.plot(mean, place, "o", color=colour, markersize=4)
+        ax.set_yticks(range(len(order)), order, fontsize=7)
+        for tick, name in zip(ax.get_yticklabels(), order, strict=True):
+            tick.set_color(OURS if name in ours else "black")
+        ax.invert_yaxis()
+        ax.set_title(f"{metric} ({'lower' if lower else 'higher'} is better)")
+    return fig
+
+
+def channel_strip(image: Tensor, maps: Tensor, labels: Sequence[str]) -> Figure:
+    """An image uint8 (3, H, W) and the maps (n, h, w) of single channels, each on its own scale, with a label each."""
+    fig, axes = figure(1.1 * (len(maps) + 1), 1.45, 1, len(maps) + 1)
+    axes[0][0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    for ax, one, label in zip(axes[0][1:], maps, labels, strict=True):
+        ax.imshow(one.numpy(), cmap=COLORMAP, interpolation="nearest")
+        ax.set_title(label, fontsize=7)
+    for ax in axes[0]:
+        ax.set_axis_off()
+    return fig
+
+
+def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate s") -> None:
+    """Draw channel weights (C,) in falling order into ``ax``, the chosen ones, bool (C,), coloured."""
+    order = gates.argsort(descending=True)
+    colours = np.where(chosen[order].numpy(), OURS, "#cccccc")
+    ax.bar(np.arange(len(order)), gates[order].numpy(), width=1.0, color=colours)
+    ax.set(
+        xlabel=f"{len(order)} channels, sorted",
+        ylabel=label,
+        title=f"{int(chosen.sum())} channels selected",
+        xlim=(-0.5, len(order) - 0.5),
+    )
+
+
+def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: str | None = None) -> None:
+    """Save a figure for the report (PNG and PDF) and show the PNG below the notebook cell."""
+    from IPython.display import Image, display
+
+    from selib.results import save_figure
+
+    path = save_figure(fig, name, out, profile=profile)
+    width = int(fig.get_size_inches()[0] * 96)
+    display(Image(data=path.read_bytes(), width=width))  # type: ignore[no-untyped-call]

@@ -1,0 +1,101 @@
+"""How much work a run does: one row per profile, one comment per quantity."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes that notebooks derive everything from; a notebook never asks for the profile's name."""
+
+    name: str
+    cifar_epochs: int  # passes over the CIFAR-10 training images on a CPU, with the small network
+    tiny_epochs: int  # passes over the Tiny-ImageNet training images on a CPU, with the small network
+    gpu_epochs: (
+        int | None
+    )  # passes on a GPU, with ResNet-18; None keeps the small network and the passes above there too
+    tiny_classes: int  # the first so many Tiny-ImageNet classes, in sorted order
+    train_limit: int | None  # training images kept of a real set, balanced over classes; None keeps all
+    twin_train: int  # images of synth-objects to render and train on
+    twin_epochs: int  # passes over them
+    seeds: tuple[int, ...]  # one training run per seed; intervals over seeds need at least three
+    gate_epochs: int | None  # passes of the gate distillation over cached features; None leaves it to fit_gates
+    explain_images: int  # validation images in a localisation table
+    faithfulness_images: int  # validation images in a deletion and insertion table, which costs a pass per step
+    resamples: int  # bootstrap resamples behind every interval
+    cell_timeout: int  # seconds after which a notebook cell counts as hanging
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="smoke",
+            cifar_epochs=1,
+            tiny_epochs=1,
+            gpu_epochs=None,
+            tiny_classes=5,
+            train_limit=1500,
+            twin_train=1200,
+            twin_epochs=3,
+            seeds=(0,),
+            gate_epochs=10,
+            explain_images=32,
+            faithfulness_images=16,
+            resamples=200,
+            cell_timeout=300,
+        ),
+        Profile(
+            name="standard",
+            cifar_epochs=1,
+            tiny_epochs=5,
+            gpu_epochs=None,
+            tiny_classes=20,
+            train_limit=None,
+            twin_train=4000,
+            twin_epochs=5,
+            seeds=(0,),
+            gate_epochs=None,
+            explain_images=200,
+            faithfulness_images=100,
+            resamples=1000,
+            cell_timeout=1800,
+        ),
+        Profile(
+            name="full",
+            cifar_epochs=3,
+            tiny_epochs=6,
+            gpu_epochs=60,
+            tiny_classes=50,
+            train_limit=None,
+            twin_train=8000,
+            twin_epochs=20,
+            seeds=(0, 1, 2),
+            gate_epochs=None,
+            explain_images=300,
+            faithfulness_images=150,
+            resamples=10000,
+            cell_timeout=36000,
+        ),
+    )
+}
+
+
+def profile(name: str | None = None) -> Profile:
+    """The profile of that name; None: the one that SELIB_PROFILE names, else standard. Unknown: ValueError."""
+    chosen = name or os.environ.get("SELIB_PROFILE") or "standard"
+    if chosen not in PROFILES:
+        raise ValueError(f"unknown profile {chosen!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[chosen]
+
+
+def base() -> Path:
+    """The folder that `data/` and `runs/` lie in: the working directory, or the folder above when it is `notebooks/`.
+
+    JupyterLab, nbval and papermill start a kernel in the notebook's own folder, the command line in the one above.
+    """
+    here = Path.cwd()
+    return here.parent if here.name == "notebooks" else here

@@ -1,0 +1,164 @@
+"""The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al. (2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["BC*", "B*C"]
+"""Where the channels are: ``"BC*"`` is (B, C, *space), ``"B*C"`` is (B, *space, C), tokens included."""
+
+Start = Literal["identity", "paper"]
+
+
+def channels_first(x: Tensor, layout: Layout, prefix: int = 0) -> Tensor:
+    """View of a feature map as (B, C, *space).
+
+    Args:
+        x: (B, C, *space) or (B, *space, C), as ``layout`` says.
+        prefix: number of leading tokens that are no positions (a class token); dropped from a (B, N, C) map.
+    """
+    if layout == "BC*":
+        return x
+    return x[:, prefix:].movedim(-1, 1) if prefix else x.movedim(-1, 1)
+
+
+def scaled(x: Tensor, gates: Tensor, gain: float, layout: Layout) -> Tensor:
+    """F' = gain·s·F: a map in its own layout and gates (B, C) -> the same shape and dtype."""
+    s = (gain * gates).to(x.dtype)
+    ones = [1] * (x.ndim - 2)
+    return x * (s.reshape(*s.shape, *ones) if layout == "BC*" else s.reshape(len(s), *ones, -1))
+
+
+class SEBlock(nn.Module):
+    """Squeeze, excite, scale: s = σ(W₂ ReLU(W₁ mean(F))), F' = g·s·F.
+
+    The gates ``s`` are the SE vector of the paper. With ``start="identity"`` W₂ and its bias are zero, so s = ½ everywhere,
+    and g = 2: the block multiplies by exactly 1 until it is trained. With ``start="paper"`` the weights have PyTorch's usual
+    start and g = 1, which is the block as published.
+
+    The child ``features`` is an identity that sees F, so that any hook-based tool can read the map before the gates.
+
+    Args:
+        channels: C.
+        reduction: r, the bottleneck has max(1, C // r) units.
+        start: see above.
+        layout: ``"BC*"`` for (B, C, *space), ``"B*C"`` for (B, *space, C); *space may be empty, 1-D, 2-D or 3-D.
+        prefix: leading tokens of a (B, N, C) map that are no positions (1 for a class token). They are gated, since the
+            classifier may read them, but neither squeezed nor shown.
+        grid: the spatial shape behind a flat token axis, for heatmaps; ``None`` when the map has its own.
+        pool: ``"sample"`` squeezes each sample by itself. ``"batch"`` shares one SE vector over the batch, as the code of
+            BIAS (arXiv 2412.05150) does: a sample's output then depends on its neighbours. For exact reproduction only.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        start: Start = "identity",
+        layout: Layout = "BC*",
+        prefix: int = 0,
+        grid: tuple[int, ...] | None = None,
+        pool: Literal["sample", "batch"] = "sample",
+    ) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1:
+            raise ValueError(
+                f"channels and reduction must be at least 1, got channels={channels}, reduction={reduction}"
+            )
+        if layout not in ("BC*", "B*C"):
+            raise ValueError(f'layout={layout!r} is unknown: use "BC*" or "B*C"')
+        if pool not in ("sample", "batch"):
+            raise ValueError(f'pool={pool!r} is unknown: use "sample" or "batch"')
+        self.channels = channels
+        self.layout: Layout = layout
+        self.prefix = prefix
+        self.grid = grid
+        self.pool = pool
+        self.site = ""  # the module whose output is gated, and the stream it stands for; set by attach_se
+        self.stream = ""
+        self.features = nn.Identity()
+        self.fc1 = nn.Linear(channels, max(1, channels // reduction))
+        self.fc2 = nn.Linear(self.fc1.out_features, channels)
+        self._override: Tensor | Callable[[Tensor], Tensor] | None = None
+        self.restart(start)
+
+    def restart(self, start: Start, *, bias: float = 0.0) -> None:
+        """Initialise the weights anew. ``bias`` is the start of the last bias: a positive one opens the gates."""
+        if start not in ("identity", "paper"):
+            raise ValueError(f'start={start!r} is unknown: use "identity" or "paper"')
+        self.gain = 2.0 if start == "identity" else 1.0
+        for layer in (self.fc1, self.fc2):
+            layer.reset_parameters()
+        if start == "identity":
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+        elif bias:
+            nn.init.constant_(self.fc2.bias, bias)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """z = mean over the positions of F: the feature map as the block gets it -> (B, C)."""
+        z = channels_first(x, self.layout, self.prefix)
+        z = z.flatten(2).mean(2) if z.ndim > 2 else z
+        return z.mean(0, keepdim=True).expand_as(z) if self.pool == "batch" else z
+
+    def excite(self, z: Tensor) -> Tensor:
+        """s = σ(W₂ ReLU(W₁ z)): (B, C) -> gates (B, C) in (0, 1), always computed in float32."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(self.fc1.weight.dtype)
+            return torch.sigmoid(self.fc2(torch.relu(self.fc1(z))))
+
+    def gates(self, x: Tensor) -> Tensor:
+        """The SE vector (B, C) of a feature map, or what ``override`` put in its place."""
+        gates = self.excite(self.squeeze(x))
+        if self._override is None:
+            return gates
+        return self._override(gates) if callable(self._override) else self._override.to(gates).expand_as(gates)
+
+    def scale(self, x: Tensor, gates: Tensor) -> Tensor:
+        """F' = g·s·F for gates (B, C); keeps the dtype of ``x``."""
+        return scaled(x, gates, self.gain, self.layout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel_axis = 1 if self.layout == "BC*" else -1
+        if x.shape[channel_axis] != self.channels:
+            raise ValueError(
+                f"the SE block has {self.channels} channels, but the feature map {tuple(x.shape)} has {x.shape[channel_axis]} "
+                f"on axis {channel_axis}: attach it again with an example of the right shape"
+            )
+        x = self.features(x)
+        return self.scale(x, self.gates(x))
+
+    @contextmanager
+    def override(self, gates: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Replace the SE vector within a ``with`` block.
+
+        Args:
+            gates: a tensor that broadcasts to (B, C), or a function from the block's own gates to new ones, for example
+                ``lambda s: s * selib.TopFraction(0.1).mask(s)`` to keep the top decile only.
+        """
+        before, self._override = self._override, gates
+        try:
+            yield
+        finally:
+            self._override = before
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint of the bare model has no keys of this block: it loads strictly, and the block keeps its weights.
+        own = {
+            f"{prefix}fc{i}.{kind}": getattr(self, f"fc{i}").get_parameter(kind)
+            for i in (1, 2)
+            for kind in ("weight", "bias")
+        }
+        if not any(key in state_dict for key in own):
+            for key, value in own.items():
+                state_dict[key] = value.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, layout={self.layout!r}, gain={self.gain:g}"

@@ -1,0 +1,1 @@
+"""Procedural twins with ground truth: parameters in, images and masks out."""

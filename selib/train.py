@@ -1,0 +1,337 @@
+"""Training and evaluation loops on accelerate: any device, mixed precision, several processes; safetensors checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from selib.attach import attach_se, attached, bare, call, evaluating, logits_of, to_device
+from selib.models import build
+
+Task = Literal["multiclass", "multilabel"]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is in hardware: AVX512-BF16 on a CPU, compute capability 8 on an NVIDIA GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def accelerator(device: str = "auto") -> Accelerator:
+    """The accelerator for ``device`` ("auto", "cpu" or "cuda"), with bf16 autocast where the hardware has it.
+
+    Raises:
+        ValueError: for an unknown device, or "cuda" where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device={device!r} is unknown: use "auto", "cpu" or "cuda"')
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device="cuda", but PyTorch sees no GPU: use "auto" or "cpu"')
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    bf16 = has_fast_bf16(torch.device("cuda" if on_gpu else "cpu"))
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not on_gpu)
+
+
+def _loss(logits: Tensor, targets: Tensor, task: Task, smoothing: float = 0.0) -> Tensor:
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+
+def _channels_last(batch: Any) -> Any:
+    return (
+        batch.contiguous(memory_format=torch.channels_last) if isinstance(batch, Tensor) and batch.ndim == 4 else batch
+    )
+
+
+def _one_cycle(step: int, steps: int, warmup: float = 0.2) -> float:
+    """Learning-rate factor of the one-cycle policy (Smith & Topin, 2019), linear both ways, as a pure function of the step."""
+    peak = max(1, round(warmup * steps))
+    return step / peak if step < peak else max(0.0, (steps - step) / max(1, steps - peak))
+
+
+def fit(
+    model: nn.Module,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    *,
+    epochs: int,
+    lr: float = 0.2,
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.0,
+    task: Task = "multiclass",
+    gate_sparsity: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train in place: SGD with Nesterov momentum, one-cycle learning rate.
+
+    Args:
+        model: returns logits (B, K).
+        train: a DataLoader of (inputs, targets); if its dataset has ``set_epoch``, it is told the epoch.
+        val: evaluated after every epoch.
+        lr: peak learning rate for batches of 128; scale it with the batch size.
+        task: ``"multiclass"`` (targets (B,) int64) or ``"multilabel"`` (targets (B, K) of 0 and 1).
+        gate_sparsity: λ of the penalty λ·mean(s) on the gates of attached SE blocks; 0 is the paper's training.
+        seed: random numbers of epoch e start from (seed, e), so a resumed run repeats an unbroken one.
+        out: folder for ``metrics.jsonl`` and ``state.safetensors``; a run found there is resumed, a finished one just loaded.
+
+    Returns:
+        One dict per epoch: epoch, loss, seconds, and val_accuracy, val_loss when ``val`` is given.
+
+    Raises:
+        ValueError: a loss that is not finite, a state of another architecture in ``out``, an unknown task.
+    """
+    if task not in ("multiclass", "multilabel"):
+        raise ValueError(f'task={task!r} is unknown: use "multiclass" or "multilabel"')
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}: at least 1 is needed")
+    acc = accelerator(device)
+    model = model.to(memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and norms do not decay
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    raw_optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    wrapped, optimizer, loader = acc.prepare(model, raw_optimizer, train)
+    steps_per_epoch = len(loader)
+    folder = Path(out) if out is not None else None
+    settings = {
+        "epochs": epochs, "steps": steps_per_epoch, "lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
+        "task": task, "gate_sparsity": gate_sparsity, "seed": seed,
+    }  # fmt: skip
+    history = _resume(folder, model, raw_optimizer, settings) if folder else []
+    gates: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(lambda m, args, o: gates.append(m.gates(args[0]).mean())) for block in attached(model).values()
+    ] if gate_sparsity else []  # fmt: skip
+    try:
+        for epoch in range(len(history), epochs):
+            started, total = time.perf_counter(), 0.0
+            torch.manual_seed(hash((seed, epoch, acc.process_index)) % 2**31)
+            data = getattr(train, "dataset", None)
+            if data is not None and hasattr(data, "set_epoch"):
+                data.set_epoch(epoch)
+            wrapped.train()
+            bar = tqdm(
+                loader,
+                desc=f"epoch {epoch + 1}/{epochs}",
+                disable=not progress or not acc.is_main_process,
+                leave=False,
+                mininterval=1,
+            )
+            for index, (inputs, targets) in enumerate(bar):
+                for group in raw_optimizer.param_groups:
+                    group["lr"] = lr * _one_cycle(epoch * steps_per_epoch + index + 1, epochs * steps_per_epoch + 1)
+                gates.clear()
+                loss = _loss(logits_of(call(wrapped, _channels_last(inputs))), targets, task, label_smoothing)
+                objective = loss + gate_sparsity * torch.stack(gates).mean() if gates else loss
+                optimizer.zero_grad()
+                acc.backward(objective)
+                optimizer.step()
+                total += float(loss.detach())
+                if not math.isfinite(total):
+                    raise ValueError(
+                        f"the loss is no longer finite in epoch {epoch + 1}, step {index + 1}: lower lr={lr}"
+                    )
+                bar.set_postfix(loss=f"{total / (index + 1):.3f}")
+            row: dict[str, float] = {"epoch": epoch + 1, "loss": total / max(1, steps_per_epoch)}
+            if val is not None:
+                row |= {f"val_{k}": v for k, v in evaluate(model, val, task=task, device=device).items()}
+            history.append(row | {"seconds": time.perf_counter() - started})
+            if folder and acc.is_main_process:
+                _save_state(folder, model, raw_optimizer, history, settings)
+    finally:
+        for handle in handles:
+            handle.remove()
+    acc.wait_for_everyone()
+    return history
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: Iterable[Any], *, device: str = "auto", progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) float32 and targets (N, …) of a whole loader, in evaluation mode, on the CPU, in the loader's order."""
+    place = next(iter(model.parameters())).device if device == "auto" else torch.device(device)
+    outputs, answers = [], []
+    with evaluating(model, eager=False):
+        for inputs, targets in tqdm(loader, desc="predict", disable=not progress, leave=False):
+            outputs.append(logits_of(call(model, _channels_last(to_device(inputs, place)))).float().cpu())
+            answers.append(targets.cpu())
+    if not outputs:
+        raise ValueError("the loader is empty: nothing to predict")
+    return torch.cat(outputs), torch.cat(answers)
+
+
+def evaluate(
+    model: nn.Module, loader: Iterable[Any], *, task: Task = "multiclass", device: str = "auto"
+) -> dict[str, float]:
+    """Accuracy and loss; for ``multilabel`` the mean accuracy over labels, and the mean average precision (torchmetrics)."""
+    logits, targets = predict(model, loader, device=device)
+    loss = float(_loss(logits, targets, task))
+    if task == "multiclass":
+        return {"accuracy": float((logits.argmax(1) == targets).double().mean()), "loss": loss}
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    accuracy = float(((logits > 0) == targets.bool()).double().mean())
+    mean_ap = float(multilabel_average_precision(logits.sigmoid(), targets.long(), num_labels=logits.shape[1]))
+    return {"accuracy": accuracy, "mean_ap": mean_ap, "loss": loss}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is cut short ({error}): save it again") from error
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str = "") -> None:
+    """Load the parameters of a safetensors file into a model of the same architecture, all or nothing.
+
+    A checkpoint of the bare model loads into one with SE blocks attached.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no safetensors, or another architecture (the differing names are given).
+    """
+    tensors, _ = _read(Path(path))
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    own = model.state_dict()
+    blocks = {k for k in own if "selib_se." in k}
+    expected = set(own) if any("selib_se." in k for k in weights) else set(own) - blocks
+    wrong = [f"{k} is missing" for k in sorted(expected - set(weights))] + [
+        f"{k} is not in the model" for k in sorted(set(weights) - expected)
+    ]
+    wrong += [
+        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in sorted(expected & set(weights)) if weights[k].shape != own[k].shape
+    ]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        raise ValueError(f"{path} is a checkpoint of another architecture: {'; '.join(wrong[:2])}{more}")
+    model.load_state_dict(weights)
+
+
+def _save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+    settings: dict[str, Any],
+) -> None:
+    """Weights, momentum and history in one file, so that no crash can leave them at different epochs."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    _write(folder / "state.safetensors", tensors, {"history": json.dumps(history), "settings": json.dumps(settings)})
+    temporary = folder / ".metrics.jsonl"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
+    os.replace(temporary, folder / "metrics.jsonl")
+
+
+def _resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> list[dict[str, float]]:
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return []
+    tensors, metadata = _read(path)
+    before = json.loads(metadata.get("settings", "{}"))
+    changed = [f"{k} was {before.get(k)}, now {v}" for k, v in settings.items() if before.get(k) != v]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}): remove it, or use another out="
+        )
+    load_weights(model, path, prefix="model.")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    history: list[dict[str, float]] = json.loads(metadata["history"])
+    return history
+
+
+def save_checkpoint(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: str,
+    classes: list[str],
+    image_size: int,
+    **options: object,
+) -> None:
+    """Write weights and all that is needed to rebuild the model, SE blocks included, to a safetensors file."""
+    blocks = [
+        {
+            "stream": b.stream, "at": b.site, "start": "identity" if b.gain == 2 else "paper", "layout": b.layout, "pool": b.pool,
+            "bottleneck": b.fc1.out_features, "channels": b.channels,
+        }
+        for b in attached(model).values()
+    ]  # fmt: skip
+    meta = {
+        "architecture": architecture,
+        "options": options,
+        "classes": classes,
+        "image_size": image_size,
+        "se": blocks,
+    }
+    _write(Path(path), bare(model).state_dict(), {"selib": json.dumps(meta)})
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of :func:`save_checkpoint`, in evaluation mode, and its metadata (architecture, classes, image_size, …).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not written by ``save_checkpoint``, or weights that do not fit.
+    """
+    _, metadata = _read(Path(path))
+    if "selib" not in metadata:
+        raise ValueError(f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)")
+    meta: dict[str, Any] = json.loads(metadata["selib"])
+    model = build(meta["architecture"], len(meta["classes"]), **meta["options"])
+    example = torch.zeros(1, 3, meta["image_size"], meta["image_size"])
+    blocks = meta["se"]
+    if blocks:
+        first = blocks[0]
+        at = {b["stream"]: b["at"] for b in blocks} if first["stream"] else first["at"]
+        attach_se(
+            model, example, at=at, start=first["start"], layout=first["layout"], pool=first["pool"],
+            reduction=max(1, first["channels"] // first["bottleneck"]),
+        )  # fmt: skip
+    load_weights(model, path)
+    return model.eval(), meta
