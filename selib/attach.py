@@ -219,13 +219,13 @@ def _candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> list[Site]
         return hook
 
     with hooked(*((module, recorder(name)) for name, module in model.named_modules() if name)):
-        logits_of(_try(model, inputs, example))
+        batch = len(logits_of(_try(model, inputs, example)))
     shapes = [t.shape for t in tensors(inputs)]
     contrast = any(_varies(t.flatten(1)) for t in tensors(inputs) if t.ndim > 1)
     sites: dict[int, Site] = {}
     for name, output in outputs:  # children return before their parents, so the outermost name of a tensor wins
         layout = map_layout(output.shape, shapes)
-        if layout and layout.channels > 1 and calls[name] == 1:
+        if layout and layout.channels > 1 and calls[name] == 1 and len(output) == batch:
             positions = channels_first(output, layout.layout, layout.prefix).flatten(2)
             # One value repeated over the positions is no map (VGG's 7x7 pooling of a 1x1 map).
             if positions.shape[2] < 2 or (contrast and not _varies(positions)):
@@ -322,13 +322,17 @@ def _named_site(model: nn.Module, example: Inputs, name: str) -> Site:
         )
     outputs: list[Any] = []
     with evaluating(model), hooked((names[name], lambda m, a, output: outputs.append(output))):
-        _try(model, example, example)
+        batch = len(logits_of(_try(model, example, example)))
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
         found = f"is called {len(outputs)} times" if len(outputs) != 1 else f"returns {type(outputs[0]).__name__}"
         raise ValueError(
             f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor (B, C, …)"
         )
     shape = tuple(outputs[0].shape)
+    if shape[0] != batch:
+        raise ValueError(
+            f"at={name!r} returns {shape} for a batch of {batch}: an SE block needs one map (C, …) for each sample, first axis first"
+        )
     channels_axis = MapLayout("BC*", shape[1])  # also the reading of a (B, C) vector: gates, but no heatmap
     return Site(name, shape, map_layout(shape, [t.shape for t in tensors(example)]) or channels_axis)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from selib.attach import attach_se, attached, bare, evaluating, to_device
+from selib.attach import attach_se, attached, bare, detach_se, evaluating, to_device
 from selib.explanation import Explanation, SEExplainer
 from selib.head import Head
 from selib.se import SEBlock, scaled
@@ -82,6 +82,12 @@ def _inputs(batch: Any) -> tuple[Any, Tensor | None]:
     return batch, None
 
 
+_BYPASSED = (
+    "the head reads more than the gated map (other streams or inputs bypass it): fit_gates needs a map that everything "
+    "passes through"
+)
+
+
 def cache_features(
     model: nn.Module, loader: Iterable[Any], *, gated: bool = True, progress: bool = False
 ) -> FeatureCache:
@@ -111,10 +117,7 @@ def cache_features(
                 head = ex._head
                 head.prepare()
                 if len(ex.logits) > 1 and not head.shared:
-                    raise ValueError(
-                        "the head reads more than the gated map (other streams or inputs bypass it): fit_gates needs a map that "
-                        "everything passes through"
-                    )
+                    raise ValueError(_BYPASSED)
             maps = head.effective(ex._raw)
             size += maps.numel() * maps.element_size()
             if size > CACHE_LIMIT:
@@ -128,7 +131,12 @@ def cache_features(
         raise ValueError("the loader is empty: there are no images to learn the gates from")
     maps, squeezed, scales, logits = (torch.cat([row[i] for row in found]) for i in range(4))
     answers = torch.cat(targets) if targets else None
-    return FeatureCache(maps, squeezed, scales, logits, answers, head, time.perf_counter() - started)
+    cache = FeatureCache(maps, squeezed, scales, logits, answers, head, time.perf_counter() - started)
+    if len(logits) > 1 and not head.shared:  # a first batch of one image could not tell
+        with evaluating(model):
+            if not head.agrees(cache.run(scales), logits):
+                raise ValueError(_BYPASSED)
+    return cache
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -177,8 +185,8 @@ def fit_gates(
     *,
     agreement: float | None = None,
     epochs: int | None = None,
-    lr: float = 4e-3,
-    reduction: int = 4,
+    lr: float = 1e-2,
+    reduction: int = 1,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -194,8 +202,9 @@ def fit_gates(
         loader: yields inputs or (inputs, labels); or the :class:`FeatureCache` of an earlier pass over this model.
         sparsity: λ.
         agreement: instead of a λ, a promise: the sparsest gates that keep this share of the predictions on held-out images.
-        epochs: passes over the cached features; by default enough for about 2,000 steps.
-        reduction: r of the block, when it is attached here.
+        epochs: passes over the cached features; by default enough for about 1,000 steps.
+        reduction: r of the block, when it is attached here. To know which channels a prediction rests on, the block must know the
+            prediction: a bottleneck narrower than the number of classes costs agreement.
 
     Raises:
         ValueError: an argument out of range, an empty loader, several SE blocks, or a head that other inputs bypass.
@@ -204,27 +213,25 @@ def fit_gates(
         raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
     if agreement is not None and not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs={epochs}: at least 1 is needed")
     model = bare(model)
-    if isinstance(loader, FeatureCache):
-        cache = loader
-    else:
-        if not attached(model):
-            first = next(iter(loader), None)
-            if first is None:
-                raise ValueError("the loader is empty: there are no images to learn the gates from")
-            if isinstance(loader, Iterator):
-                loader = chain([first], loader)  # an iterator gives its first batch only once
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                attach_se(model, _inputs(first)[0], reduction=reduction)
-        cache = cache_features(model, loader, progress=progress)
+    fresh = not isinstance(loader, FeatureCache) and not attached(model)
+    if fresh:
+        loader = _attach_first(model, loader, reduction, seed)  # type: ignore[arg-type]
+    try:
+        cache = loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
+        if len(cache.logits) < 2:
+            raise ValueError("fit_gates needs at least two images: one of them is held out")
+    except BaseException:
+        if fresh:
+            detach_se(model)
+        raise
     block = _only_block(model)
-    if len(cache.logits) < 2:
-        raise ValueError("fit_gates needs at least two images: one of them is held out")
     started = time.perf_counter()
     shuffled = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed)).to(cache.logits.device)
     held, kept = shuffled[: max(1, len(shuffled) // 10)], shuffled[max(1, len(shuffled) // 10) :]
-    epochs = epochs or max(1, round(2000 * batch_size / len(kept)))
+    epochs = epochs or max(1, round(1000 / -(-len(kept) // batch_size)))
 
     def attempt(strength: float) -> float:
         _fit(block, cache, kept, strength, epochs, lr, batch_size, seed, progress)
@@ -250,6 +257,17 @@ def fit_gates(
     )
 
 
+def _attach_first(model: nn.Module, loader: Iterable[Any], reduction: int, seed: int) -> Iterable[Any]:
+    """Attach a block by the first batch of a loader; returns the loader with that batch still in it."""
+    first = next(iter(loader), None)
+    if first is None:
+        raise ValueError("the loader is empty: there are no images to learn the gates from")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        attach_se(model, to_device(_inputs(first)[0], _device(model)), reduction=reduction)
+    return chain([first], loader) if isinstance(loader, Iterator) else loader
+
+
 def _fit(
     block: SEBlock,
     cache: FeatureCache,
@@ -265,6 +283,9 @@ def _fit(
         torch.manual_seed(seed)
         block.restart("paper")
         weights = [*block.fc1.parameters(), *block.fc2.parameters()]
+        learns = [weight.requires_grad for weight in weights]
+        for weight in weights:
+            weight.requires_grad_(True)
         optimizer = torch.optim.AdamW(weights, lr)
         steps = epochs * -(-len(rows) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
@@ -284,8 +305,9 @@ def _fit(
                 schedule.step()
                 bar.update()
         bar.close()
-        for weight in weights:
+        for weight, before in zip(weights, learns, strict=True):
             weight.grad = None
+            weight.requires_grad_(before)
 
 
 @torch.no_grad()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selib.attach import Inputs, call, channels_first, evaluating, hooked, logits_of
-from selib.se import Layout
+from selib.se import Layout, SEBlock
 
 
 def take(inputs: Any, sample: int, size: int) -> Any:
@@ -95,7 +96,7 @@ class Head:
                 ):
                     continue
                 linear = Linear(layer.weight, layer.bias)
-                if self._close(linear(read.float()), logits):  # a subclass may do more than its weights say
+                if self.agrees(linear(read.float()), logits):  # a subclass may do more than its weights say
                     self.linear = linear
                     self.rectifies = rectifies and bool((scaled < 0).any())
                     self.pooled = self.shared = True
@@ -106,7 +107,8 @@ class Head:
         return (1e-5 if like.dtype in (torch.float32, torch.float64) else 2e-2) * float(like.abs().max() + 1e-12)
 
     @staticmethod
-    def _close(got: Tensor, want: Tensor) -> bool:
+    def agrees(got: Tensor, want: Tensor) -> bool:
+        """Whether logits are the same up to rounding."""
         slack = 1e-4 if want.dtype in (torch.float32, torch.float64) else 5e-2
         return got.shape == want.shape and bool((got - want).abs().max() <= slack * want.abs().max().clamp_min(1e-6))
 
@@ -122,18 +124,23 @@ class Head:
             with hooked((self.module, lambda m, args, out: output.clone())), torch.autocast(*self._autocast):
                 return logits_of(call(self.model, inputs))
 
-        if self._vmap:
-            with warnings.catch_warnings():  # operators without a batching rule are looped over, which is no loss here
-                warnings.filterwarnings("ignore", "There is a performance drop")
-                return torch.func.vmap(lambda row: replaced(one, row[None])[0], randomness="same")(rows)
-        return replaced(repeat(one, len(rows)), rows)
+        with ExitStack() as stack:
+            if isinstance(self.module, SEBlock):
+                # It runs on one sample here, for nothing: gates that were overridden for a batch would not fit.
+                stack.enter_context(self.module.override(lambda gates: gates))
+            if not self._vmap:
+                return replaced(repeat(one, len(rows)), rows)
+            stack.enter_context(warnings.catch_warnings())
+            # Operators without a batching rule are looped over, which is no loss here.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return torch.func.vmap(lambda row: replaced(one, row[None])[0], randomness="same")(rows)
 
     def _reproduces(self, rows: Tensor, samples: slice, sample: int) -> bool:
         try:
             got = self._run(rows, sample)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False  # a head that cannot take a map of this size, or an operator that vmap does not know
-        return self._close(got, self.logits[samples])
+        return self.agrees(got, self.logits[samples])
 
     def prepare(self) -> None:
         """Find out, by running it, what kind of head this is. Called once, before the first run.

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib.attach import attach_se
+from selib import baselines, benchmark
+from selib.attach import attach_se, attached
 from selib.baselines import Explainer, generator_of
+from selib.benchmark import Scores
 from selib.data import ImageSet, available, load
 from selib.explanation import Method, explain
+from selib.gates import cache_features, channel_test, fit_gates
 from selib.heatmap import normalize, resize
-from selib.models import build
+from selib.models import SHIPPED, build
 from selib.profiles import Profile, base
 from selib.select import Select, TopFraction
-from selib.train import accelerator, fit, predict
+from selib.train import accelerator, fit, load_weights, predict, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,11 @@ class Recipe:
     val: ImageSet
     epochs: int
     architecture: str
+
+    @property
+    def from_shipped(self) -> bool:
+        """Whether training starts from the network that comes with the package."""
+        return self.train.synthetic and self.architecture == "small_resnet"
 
     @property
     def image_size(self) -> int:
@@ -70,13 +82,30 @@ def recipes(profile: Profile, root: str | Path | None = None, *, names: tuple[st
 
 
 def network(recipe: Recipe, *, se: bool, seed: int) -> nn.Module:
-    """The untrained network; both forms start from the same weights at the same seed."""
+    """The network before training; both forms start from the same weights at the same seed.
+
+    On the twin they start from the shipped network, which has seen such images: a minute on two cores is too short to learn them from
+    nothing.
+    """
     torch.manual_seed(seed)
-    options = {"image_size": recipe.image_size} if recipe.architecture == "small_resnet" else {}
-    model = build(recipe.architecture, len(recipe.train.classes), **options)
+    model = build(recipe.architecture, len(recipe.train.classes), image_size=recipe.image_size)
+    if recipe.from_shipped:
+        load_weights(model, SHIPPED)
     if se:
         attach_se(model, recipe.train.batch([0]), start="paper")
     return model
+
+
+def make_shipped(path: Path = SHIPPED, *, epochs: int = 14, seed: int = 0) -> None:
+    """Train the network that comes with the package, from nothing, on 4,000 rendered images: some minutes on two cores."""
+    train, val = (load("synth-objects", split, root=Path("no folder: rendered")) for split in ("train", "val"))
+    torch.manual_seed(seed)
+    model = build("small_resnet", len(train.classes), image_size=64)
+    history = fit(
+        model, train.loader(64, train=True, seed=seed), val.loader(500), epochs=epochs, optimizer="adamw", seed=seed
+    )
+    print(history[-1])
+    save_checkpoint(model, path, architecture="small_resnet", classes=train.classes, image_size=64)
 
 
 def checkpoints(profile: Profile) -> Path:
@@ -104,13 +133,28 @@ def trained(
             recipe.train.loader(512 if on_gpu else 64, train=True, seed=seed),
             recipe.val.loader(500),
             epochs=recipe.epochs,
-            lr=0.4 if on_gpu else 0.2,
+            optimizer="adamw" if recipe.train.synthetic else "sgd",
+            lr=2e-3 if recipe.train.synthetic else 0.4 if on_gpu else 0.2,
             seed=seed,
             device=device,
             out=folder,
             progress=progress,
         )
     return model.eval(), history
+
+
+def describe(recipe: Recipe) -> str:
+    """Data, network and training in a line, for captions."""
+    data = f"{recipe.name}{' (synthetic)' if recipe.train.synthetic else ''}, {len(recipe.train.classes)} classes"
+    start = " from the shipped weights" if recipe.from_shipped else ""
+    images = f"{len(recipe.train)} training and {len(recipe.val)} validation images"
+    return f"{data}, {images}, {recipe.architecture}, {recipe.epochs} epochs{start}"
+
+
+def correct(recipe: Recipe, model: nn.Module) -> NDArray[np.float64]:
+    """Which validation images the model classifies correctly: (N,) of 0 and 1."""
+    logits, targets = predict(model, recipe.val.loader(500))
+    return (logits.argmax(1) == targets).double().numpy()
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------------
@@ -151,9 +195,91 @@ def explained_images(recipe: Recipe, models: Sequence[nn.Module], count: int) ->
     small = truth.flatten(1).double().mean(1) < 0.5
     right = small.clone()
     for model in models:
-        logits, targets = predict(model, recipe.val.loader(500))
-        right &= logits.argmax(1) == targets
+        right &= torch.from_numpy(correct(recipe, model)) > 0
     eligible = (right if int(right.sum()) >= 20 else small).nonzero().flatten()
     shuffled = eligible[torch.randperm(len(eligible), generator=torch.Generator().manual_seed(0))].tolist()
     cut = min(count, len(shuffled) // 2)
     return sorted(shuffled[:cut]), sorted(shuffled[cut : 2 * cut])
+
+
+GATES: dict[str, dict[str, float]] = {
+    "promise 95 %": {"agreement": 0.95},
+    "λ = 0.1": {"sparsity": 0.1},
+    "λ = 1": {"sparsity": 1.0},
+}
+
+
+def gate_study(
+    recipe: Recipe, model: nn.Module, *, epochs: int | None, seed: int
+) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """Label-free gates for a network trained without SE, in several settings, and what their channels are worth.
+
+    Returns:
+        A gated copy of the model (the last setting, λ = 1), and per setting: ``right``, which validation images stay right, by the kinds of
+        :func:`selib.channel_test`, "agrees" and "influence_…" (float arrays of 0 and 1); ``open_gates``, the report and its seconds.
+    """
+    model = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = attach_se(model, recipe.train.batch([0]).to(next(model.parameters()).device), reduction=1)
+    train = cache_features(model, recipe.train.loader(500))
+    val = cache_features(model, recipe.val.loader(500), gated=False)
+    found = {}
+    for name, setting in GATES.items():
+        report = fit_gates(model, train, epochs=epochs, seed=seed, **setting)  # type: ignore[arg-type]
+        right = channel_test(block, val, targets=val.targets, seed=seed)
+        right["agrees"] = channel_test(block, val, seed=seed)["gated"]
+        if val.head.linear is not None:
+            ranked = channel_test(block, val, targets=val.targets, ranking=val.influence(), seed=seed)
+            right |= {f"influence_{end}": ranked[f"original_{end}_top"] for end in ("only", "without")}
+        with torch.no_grad():
+            share = float((block.excite(val.squeezed) > 0.5).double().mean())
+        arrays = {kind: values.double().cpu().numpy() for kind, values in right.items()}
+        found[name] = {"right": arrays, "open_gates": share, "report": report.as_dict(), "cache_seconds": train.seconds}
+    return model, found
+
+
+def map_study(
+    recipe: Recipe,
+    measured: nn.Module,
+    explained: nn.Module,
+    indices: Sequence[int],
+    others: Sequence[int],
+    *,
+    faithfulness: int,
+    seed: int,
+) -> Scores:
+    """Score the maps of ``explained``'s SE vector beside the CAM family, integrated gradients and the controls on ``measured``.
+
+    The two are one network, or the second is the first with gates: deletion and insertion are always measured on ``measured``.
+    """
+    return benchmark.run(
+        measured,
+        recipe.val,
+        se_explainers(explained) | others_of(measured) | controls_of(measured, seed),
+        indices,
+        threshold_indices=others,
+        faithfulness_images=faithfulness,
+        metrics=("pointing", "energy", "iou", "ap", "deletion", "insertion"),
+        limits={name: max(2, faithfulness // 2) for name in ("Score-CAM", "Ablation-CAM", "Integrated gradients")},
+        progress=False,
+    )
+
+
+def last_map(model: nn.Module) -> str:
+    """The module that gives the feature map before any gates: what CAMs are asked to look at."""
+    if attached(model):
+        return "selib_se.features"
+    return "stages" if hasattr(model, "stages") else "layer4"
+
+
+def others_of(model: nn.Module) -> dict[str, Explainer]:
+    """The CAM family and integrated gradients on a model."""
+    return baselines.cams(model, last_map(model)) | {"Integrated gradients": baselines.integrated_gradients(model)}
+
+
+def controls_of(model: nn.Module, seed: int) -> dict[str, Explainer]:
+    """The controls on a model, with a decile of its channels drawn at random."""
+    channels = model.get_submodule("classifier" if hasattr(model, "classifier") else "fc").in_features
+    count = TopFraction(0.10).count(channels)  # type: ignore[arg-type]
+    return baselines.controls(model, last_map(model), count=count, seed=seed)

@@ -94,7 +94,106 @@ def rank_scores(
     """{heading: {explainer: (mean, low, high)}} for :func:`selib.plot.rank_plot`."""
     return {
         HEADINGS[metric]: {
-            name: tuple(bootstrap(over_runs(runs, name, metric), resamples=resamples)) for name in runs[0].values
+            name: bootstrap(over_runs(runs, name, metric), resamples=resamples) for name in runs[0].values
         }
         for metric in metrics
     }
+
+
+# ---- the tables of the object study --------------------------------------------------------------------------------------
+
+
+def accuracy_table(
+    right: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]], *, resamples: int = 2000
+) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """Top-1 accuracy with and without SE, and the paired difference in points.
+
+    Args:
+        right: {data set: one (with, without) per seed}, each (n,) of 0 and 1 over the same images.
+
+    Returns:
+        The table and {data set: difference in points}.
+    """
+    points = {}
+    rows = []
+    for name, runs in right.items():
+        gain = difference(runs, resamples=resamples)
+        points[name] = Interval(*(100 * v for v in gain))
+        with_se, without = (float(np.mean([np.mean(run[side]) for run in runs])) for side in (0, 1))
+        by_seed = ", ".join(f"{100 * (np.mean(a) - np.mean(b)):+.2f}" for a, b in runs)
+        rows.append([name, with_se, without, list(points[name]), by_seed])
+    table = {
+        "caption": "Top-1 accuracy with and without the SE block",
+        "columns": ["data", "with SE", "without", "difference in points, paired", "seed by seed"],
+        "rows": rows,
+        "notes": ["Not harmed means: the interval lies above -0.5 points."],
+    }
+    return table, points
+
+
+GATE_COLUMNS = {
+    "agrees": "agrees", "gated": "gated", "only_top": "gated: only", "without_top": "gated: without",
+    "original_only_top": "original: only", "original_without_top": "original: without", "random_only": "random: only",
+    "random_without": "random: without", "influence_only": "influence: only", "influence_without": "influence: without",
+}  # fmt: skip
+
+
+def gate_table(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What label-free gates keep, as shares of the original network's accuracy.
+
+    Args:
+        studies: {data set: one result of :func:`selib.recipe.gate_study` per seed}.
+    """
+    rows = []
+    for name, runs in studies.items():
+        for setting in runs[0]:
+            cells = [run[setting] for run in runs]
+            original = np.mean([c["right"]["original"].mean() for c in cells])
+            kinds = [float(np.mean([c["right"][k].mean() for c in cells])) for k in GATE_COLUMNS]
+            shares = [k if column == "agrees" else k / original for k, column in zip(kinds, GATE_COLUMNS, strict=True)]
+            open_gates = float(np.mean([c["open_gates"] for c in cells]))
+            rows.append([f"{name}, {setting}", float(original), open_gates, *(f"{100 * s:.1f} %" for s in shares)])
+    return {
+        "caption": "Label-free gates: the accuracy that the top decile of channels keeps, and that is left without it",
+        "columns": ["data, setting", "original accuracy", "gates open", *GATE_COLUMNS.values()],
+        "rows": rows,
+        "notes": [
+            "Validation images. \"Agrees\": the share of the original network's predictions that the gated network keeps; all further columns: accuracy in % of the original's.",
+            "Only and without: the top decile of each image's channels. Gated: in the gated network; original, random, influence: in the network as it was before, the channels named by the gates, drawn at random, ranked by influence on the predicted class.",
+        ],
+    }
+
+
+def gain_table(
+    scores: Mapping[str, Sequence[Scores]],
+    pairs: Sequence[tuple[str, str, Sequence[str]]],
+    family: Sequence[str],
+    *,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Paired gains of one map over another, positive where the first is better.
+
+    Args:
+        scores: {network: one :class:`Scores` per seed}.
+        pairs: (map, rival, metrics); the rival "best" stands for the best of ``family`` on that metric.
+    """
+    rows = []
+    for network, runs in scores.items():
+        for name, rival, metrics in pairs:
+            for metric in metrics:
+                other = best(runs, family, metric) if rival == "best" else rival
+                gain = compare(runs, name, other, metric, resamples=resamples)
+                shown = f"{other} (best of the others)" if rival == "best" else other
+                rows.append([network, heading(metric), name, shown, list(gain)])
+    return {
+        "caption": "Paired gains, positive where the first map is better",
+        "columns": ["network", "measure", "map", "against", "gain"],
+        "rows": rows,
+        "notes": ["The best of the others is picked on the same images, which favours it."],
+    }
+
+
+def in_words(row: Sequence[Any]) -> str:
+    """A row of :func:`gain_table` as a sentence."""
+    network, measure, name, rival, gain = row
+    return f"{network}, {measure[:-2]}: {name} is {verdict(gain)} {rival}, {signed(gain)}."

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from selib.attach import attach_se, attached, bare, call, evaluating, logits_of, to_device
-from selib.models import build
+from selib.models import OURS, build
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -71,8 +71,9 @@ def fit(
     val: Iterable[Any] | None = None,
     *,
     epochs: int,
-    lr: float = 0.2,
-    weight_decay: float = 5e-4,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    lr: float | None = None,
+    weight_decay: float | None = None,
     label_smoothing: float = 0.0,
     task: Task = "multiclass",
     gate_sparsity: float = 0.0,
@@ -81,13 +82,15 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train in place: SGD with Nesterov momentum, one-cycle learning rate.
+    """Train in place with a one-cycle learning rate.
 
     Args:
         model: returns logits (B, K).
         train: a DataLoader of (inputs, targets); if its dataset has ``set_epoch``, it is told the epoch.
         val: evaluated after every epoch.
-        lr: peak learning rate for batches of 128; scale it with the batch size.
+        optimizer: ``"sgd"``, with Nesterov momentum 0.9, or ``"adamw"``.
+        lr: peak learning rate; by default 0.2 for SGD and 8e-3 for AdamW, for batches of 64 to 128.
+        weight_decay: by default 5e-4 for SGD and 0.02 for AdamW; biases and norms do not decay.
         task: ``"multiclass"`` (targets (B,) int64) or ``"multilabel"`` (targets (B, K) of 0 and 1).
         gate_sparsity: λ of the penalty λ·mean(s) on the gates of attached SE blocks; 0 is the paper's training.
         seed: random numbers of epoch e start from (seed, e), so a resumed run repeats an unbroken one.
@@ -103,31 +106,39 @@ def fit(
         raise ValueError(f'task={task!r} is unknown: use "multiclass" or "multilabel"')
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
+    if optimizer not in ("sgd", "adamw"):
+        raise ValueError(f'optimizer={optimizer!r} is unknown: use "sgd" or "adamw"')
+    lr = lr if lr is not None else {"sgd": 0.2, "adamw": 8e-3}[optimizer]
+    weight_decay = weight_decay if weight_decay is not None else {"sgd": 5e-4, "adamw": 0.02}[optimizer]
     acc = accelerator(device)
     model = model.to(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and norms do not decay
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    raw_optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    wrapped, optimizer, loader = acc.prepare(model, raw_optimizer, train)
+    raw_optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(groups, lr=lr)
+    )
+    forwards = [(module, vars(module).get("forward")) for module in (model, bare(model))]
+    wrapped, stepper, loader = acc.prepare(model, raw_optimizer, train)
     steps_per_epoch = len(loader)
     folder = Path(out) if out is not None else None
     settings = {
-        "epochs": epochs, "steps": steps_per_epoch, "lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
+        "optimizer": optimizer, "epochs": epochs, "steps": steps_per_epoch, "lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
         "task": task, "gate_sparsity": gate_sparsity, "seed": seed,
     }  # fmt: skip
-    history = _resume(folder, model, raw_optimizer, settings) if folder else []
     gates: list[Tensor] = []
     handles = [
         block.register_forward_hook(lambda m, args, o: gates.append(m.gates(args[0]).mean())) for block in attached(model).values()
     ] if gate_sparsity else []  # fmt: skip
     try:
+        history = _resume(folder, model, raw_optimizer, settings) if folder else []
         for epoch in range(len(history), epochs):
             started, total = time.perf_counter(), 0.0
             torch.manual_seed(hash((seed, epoch, acc.process_index)) % 2**31)
-            data = getattr(train, "dataset", None)
-            if data is not None and hasattr(data, "set_epoch"):
-                data.set_epoch(epoch)
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)  # accelerate's loader tells the data set, and counts from 0 in a resumed run
             wrapped.train()
             bar = tqdm(
                 loader,
@@ -142,9 +153,9 @@ def fit(
                 gates.clear()
                 loss = _loss(logits_of(call(wrapped, _channels_last(inputs))), targets, task, label_smoothing)
                 objective = loss + gate_sparsity * torch.stack(gates).mean() if gates else loss
-                optimizer.zero_grad()
+                stepper.zero_grad()
                 acc.backward(objective)
-                optimizer.step()
+                stepper.step()
                 total += float(loss.detach())
                 if not math.isfinite(total):
                     raise ValueError(
@@ -160,6 +171,12 @@ def fit(
     finally:
         for handle in handles:
             handle.remove()
+        # accelerate leaves autocast in the model's forward, but what comes after training is in float32; and a mark by which it
+        # would not prepare the model again.
+        for module, forward in forwards:
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                vars(module).pop(name, None)
+            vars(module).update({} if forward is None else {"forward": forward})
     acc.wait_for_everyone()
     return history
 
@@ -227,6 +244,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str 
     Raises:
         FileNotFoundError, ValueError: no such file, no safetensors, or another architecture (the differing names are given).
     """
+    model = bare(model)
     tensors, _ = _read(Path(path))
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     own = model.state_dict()
@@ -323,7 +341,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
     if "selib" not in metadata:
         raise ValueError(f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)")
     meta: dict[str, Any] = json.loads(metadata["selib"])
-    model = build(meta["architecture"], len(meta["classes"]), **meta["options"])
+    own = {"image_size": meta["image_size"]} if meta["architecture"] in OURS else {}  # theirs take any size
+    try:
+        model = build(meta["architecture"], len(meta["classes"]), **own, **meta["options"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the network cannot be built again: {error}") from error
     example = torch.zeros(1, 3, meta["image_size"], meta["image_size"])
     blocks = meta["se"]
     if blocks:

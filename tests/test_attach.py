@@ -402,6 +402,26 @@ def test_a_module_that_cannot_hold_a_block(name: str, at: str, message: str | No
     one_line(error)
 
 
+class Frames(nn.Module):
+    """A clip whose frames go through the encoder as one large batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = zoo.convolutions(), nn.Linear(6, K)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.fc(self.body(clip.flatten(0, 1)).mean((2, 3)).unflatten(0, clip.shape[:2]).mean(1))
+
+
+def test_a_map_without_an_axis_for_the_samples() -> None:
+    model, clip = Frames().eval(), random(2, 4, 3, 32, 32)
+    with pytest.raises(ValueError, match="no spatial feature map"):
+        attach_se(model, clip)
+    with pytest.raises(ValueError, match=r"at='body' returns \(8, 6, 8, 8\) for a batch of 2: ") as error:
+        attach_se(model, clip, at="body")
+    one_line(error)
+
+
 @pytest.mark.parametrize("at", [None, "layer4"])
 @pytest.mark.parametrize("example", [random(3, 1, 64, 64), random(3, 64), (image(64), image(64)), {"image": image(64)}])
 def test_an_example_that_does_not_fit(example: Any, at: str | None) -> None:
@@ -438,7 +458,9 @@ def test_twice_and_without() -> None:
     attach_se(model, example)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"start": "zero"}, "start='zero'"), ({"reduction": 0}, "reduction=0")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"start": "zero"}, "start='zero'"), ({"reduction": 0}, "reduction=0")]
+)
 def test_a_bad_option_leaves_the_model_alone(options: dict[str, Any], message: str) -> None:
     model, example = zoo.build("functional")
     before = hooks(model)
@@ -449,7 +471,12 @@ def test_a_bad_option_leaves_the_model_alone(options: dict[str, Any], message: s
 
 @pytest.mark.parametrize(
     ("name", "site"),
-    [("shufflenet_v2_x0_5", "conv5"), ("mnasnet0_5", "layers"), ("regnet_y_400mf", "trunk_output"), ("googlenet", "inception5b")],
+    [
+        ("shufflenet_v2_x0_5", "conv5"),
+        ("mnasnet0_5", "layers"),
+        ("regnet_y_400mf", "trunk_output"),
+        ("googlenet", "inception5b"),
+    ],
 )
 def test_more_of_torchvision_at_full_size(name: str, site: str) -> None:
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}

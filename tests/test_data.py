@@ -105,9 +105,11 @@ def make_set(count: int = 12, size: int = 16, **more: torch.Tensor) -> ImageSet:
 
 def test_normalize_by_hand_and_back() -> None:
     white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-    expected = [(1 - mean) / std for mean, std in zip(MEAN, STD)]
+    expected = [(1 - mean) / std for mean, std in zip(MEAN, STD, strict=False)]
     assert normalize(white).flatten().tolist() == pytest.approx(expected, rel=1e-6)
-    assert normalize(white * 0).flatten().tolist() == pytest.approx([-m / s for m, s in zip(MEAN, STD)], rel=1e-6)
+    assert normalize(white * 0).flatten().tolist() == pytest.approx(
+        [-m / s for m, s in zip(MEAN, STD, strict=False)], rel=1e-6
+    )
     every = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256)
     assert torch.equal(denormalize(normalize(every)), every)
     assert denormalize(torch.full((3, 1, 1), 100.0)).flatten().tolist() == [255] * 3  # clipped, not wrapped
@@ -144,7 +146,7 @@ def test_augment_is_a_crop_of_the_reflected_image_maybe_flipped(seed: int, size:
     images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     result = augment(images, torch.Generator().manual_seed(seed)).numpy()
     assert result.shape == tuple(images.shape) and result.dtype == np.uint8
-    for before, after in zip(images.numpy(), result):
+    for before, after in zip(images.numpy(), result, strict=False):
         padded = np.pad(before, ((0, 0), (py, py), (px, px)), mode="reflect")
         crops = [padded[:, y : y + height, x : x + width] for y in range(2 * py + 1) for x in range(2 * px + 1)]
         assert any(np.array_equal(after, crop) or np.array_equal(after, crop[:, :, ::-1]) for crop in crops)
@@ -237,7 +239,7 @@ def test_training_loader_is_decided_by_seed_and_epoch() -> None:
         return [torch.cat([images for images, _ in loader]) for _ in range(count)]  # type: ignore[attr-defined]
 
     three = epochs(data.loader(8, train=True, seed=5), 3)
-    assert all(torch.equal(a, b) for a, b in zip(three, epochs(data.loader(8, train=True, seed=5), 3)))
+    assert all(torch.equal(a, b) for a, b in zip(three, epochs(data.loader(8, train=True, seed=5), 3), strict=False))
     assert not torch.equal(three[0], three[1])
     assert not torch.equal(three[0], epochs(data.loader(8, train=True, seed=6), 1)[0])
     resumed = data.loader(8, train=True, seed=5)

@@ -90,7 +90,13 @@ def test_other_gates_in_the_head_are_other_gates_in_the_model(name: str) -> None
     ex = explain(model, example)
     rule = TopFraction(0.5)
     new = torch.rand(ex.gates.shape, generator=torch.Generator().manual_seed(0))
-    for gates in (lambda s: s * rule.mask(s), lambda s: s * ~rule.mask(s), new, torch.zeros(1), torch.ones(block.channels)):
+    for gates in (
+        lambda s: s * rule.mask(s),
+        lambda s: s * ~rule.mask(s),
+        new,
+        torch.zeros(1),
+        torch.ones(block.channels),
+    ):
         with block.override(gates):
             expected = run(model, example)
         assert close(ex.with_gates(gates), expected, ex.logits)
@@ -138,7 +144,10 @@ def test_in_other_heads_a_channels_influence_is_spread_by_its_map(name: str) -> 
     model, example, block = gated(name)
     ex = explain(model, example)
     influence = ex.influence(1)
-    share = ex.features.abs() / ex.features.abs().flatten(2).mean(2).clamp_min(1e-30)[(...,) + (None,) * (ex.features.ndim - 2)]
+    share = (
+        ex.features.abs()
+        / ex.features.abs().flatten(2).mean(2).clamp_min(1e-30)[(...,) + (None,) * (ex.features.ndim - 2)]
+    )
     expected = (influence[(...,) + (None,) * (ex.features.ndim - 2)] * share).sum(1)
     assert close(ex.map("influence", 1), expected)
     alive = ex.features.abs().flatten(2).amax(2) > 0
@@ -320,7 +329,9 @@ def test_a_vector_has_gates_and_influence_but_no_heatmap() -> None:
 def test_streams() -> None:
     torch.manual_seed(0)
     model, example = zoo.TwoStreams().eval(), (image(32), random(3, 1, 16, 16))
-    blocks = attach_se(model, example, at={"face": "face_encoder", "body": "body_encoder", "fusion": "fuse"}, reduction=2)
+    blocks = attach_se(
+        model, example, at={"face": "face_encoder", "body": "body_encoder", "fusion": "fuse"}, reduction=2
+    )
     for seed, block in enumerate(blocks.values()):
         open_and_close(block, seed)
     ex = explain(model, example)
@@ -506,7 +517,6 @@ def test_compiled_models() -> None:
     assert torch.equal(explain(whole, example).heatmap(), expected.heatmap())
 
 
-
 @pytest.mark.parametrize("part", ["inside", "in place"])
 def test_models_with_compiled_parts_that_have_run(part: str) -> None:
     model, example = zoo.build("sequential")
@@ -532,7 +542,13 @@ def test_models_with_compiled_parts_that_have_run(part: str) -> None:
 
 def test_logits_of_what_models_return() -> None:
     logits = random(2, K)
-    for output in (logits, {"logits": logits, "loss": random(2, 9)}, {"embedding": logits}, (logits, random(2, 3)), [logits]):
+    for output in (
+        logits,
+        {"logits": logits, "loss": random(2, 9)},
+        {"embedding": logits},
+        (logits, random(2, 3)),
+        [logits],
+    ):
         assert torch.equal(logits_of(output), logits)
     assert logits_of(random(4)).shape == (4, 1)  # one logit a sample
     for wrong in (None, {}, random(2, 3, 4), "logits"):

@@ -76,9 +76,7 @@ def test_normalize_is_finite_and_in_the_unit_interval(one: list[float], two: lis
     st.sampled_from([0.25, 1.0, 8.0]),
     st.integers(-1000, 1000),
 )
-def test_normalize_ignores_scale_and_offset_and_keeps_the_order(
-    values: list[int], scale: float, offset: int
-) -> None:
+def test_normalize_ignores_scale_and_offset_and_keeps_the_order(values: list[int], scale: float, offset: int) -> None:
     maps = torch.tensor([values], dtype=torch.float32)
     found = normalize(maps)
     assert torch.allclose(normalize(scale * maps + offset), found, atol=1e-5)

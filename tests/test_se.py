@@ -51,7 +51,9 @@ def test_a_block_of_two_channels_with_numbers_one_can_check_on_paper() -> None:
         block.fc1.bias.fill_(1)
         block.fc2.weight.copy_(torch.tensor([[torch.log(torch.tensor(3.0))], [0.0]]))
         block.fc2.bias.zero_()
-    x = torch.tensor([[[1.0, 3.0], [0.0, 4.0]]])  # means 2 and 2: hidden = 2 - 2 + 1 = 1, gates = σ(ln 3) = 3/4 and σ(0) = 1/2
+    x = torch.tensor(
+        [[[1.0, 3.0], [0.0, 4.0]]]
+    )  # means 2 and 2: hidden = 2 - 2 + 1 = 1, gates = σ(ln 3) = 3/4 and σ(0) = 1/2
     assert torch.allclose(block.gates(x), torch.tensor([[0.75, 0.5]]))
     assert torch.allclose(block(x), torch.tensor([[[0.75, 2.25], [0.0, 2.0]]]))
 

@@ -76,9 +76,7 @@ def swin() -> nn.Module:
 
 
 def r3d() -> nn.Module:
-    return video.VideoResNet(
-        video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=K
-    )
+    return video.VideoResNet(video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=K)
 
 
 def convolutions(channels: int = 6, inputs: int = 3) -> nn.Sequential:

@@ -141,7 +141,9 @@ def _fill(file: Path, key: str, shape: tuple[int, ...], produce: Produce) -> lis
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=shape[0], desc=f"decode {key}", unit="image", leave=False) as bar,
     ):
-        for start, (rows, lines) in zip(starts, pool.map(lambda s: produce(s, min(s + CHUNK, shape[0])), starts)):
+        for start, (rows, lines) in zip(
+            starts, pool.map(lambda s: produce(s, min(s + CHUNK, shape[0])), starts), strict=True
+        ):
             out[start : start + len(rows)] = rows
             bad += lines
             bar.update(len(rows))

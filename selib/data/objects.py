@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from selib.data.cache import SHOWN, Listing, cached, decoded, digest, resize
 from selib.data.imageset import ImageSet
+from selib.profiles import base
 from selib.synth import objects as synth
 
 SPLITS = ("train", "val")
@@ -61,8 +62,8 @@ CIFAR = {
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds the data sets: the argument, else the environment variable SELIB_DATA, else `data`."""
-    return Path(root if root is not None else os.environ.get("SELIB_DATA") or "data")
+    """The folder that holds the data sets: the argument, else SELIB_DATA, else `data` in the study's base folder."""
+    return Path(root if root is not None else os.environ.get("SELIB_DATA") or base() / "data")
 
 
 def available(name: str, root: str | Path | None = None) -> bool:
@@ -406,7 +407,7 @@ def _readable(words: Path, wnids: list[str]) -> list[str]:
             meaning[wnid] = text.split(",")[0].strip()
     names = [meaning.get(wnid) or wnid for wnid in wnids]
     shared = Counter(names)
-    return [name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids)]
+    return [name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)]
 
 
 # --- synth-objects ----------------------------------------------------------------------------------------------------

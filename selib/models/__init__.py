@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torchvision
 from torch import nn
@@ -12,14 +13,21 @@ from selib.models.small_resnet import small_resnet
 OURS: dict[str, Callable[..., nn.Module]] = {"small_resnet": small_resnet}
 
 
-def build(architecture: str, num_classes: int, **options: object) -> nn.Module:
+SHIPPED = Path(__file__).parent / "synth_objects.safetensors"
+"""A small network trained on the synthetic twin; ``selib.load_checkpoint`` reads it. ``selib.recipe.make_shipped`` made it."""
+
+
+def build(architecture: str, num_classes: int, *, image_size: int = 224, **options: object) -> nn.Module:
     """A randomly initialised network by name: one of ours, ``resnet18_small_image``, or any torchvision classifier.
+
+    Args:
+        image_size: side of the square images; our own networks choose their stem by it.
 
     Raises:
         ValueError: if the name is unknown.
     """
     if architecture in OURS:
-        return OURS[architecture](num_classes=num_classes, **options)
+        return OURS[architecture](num_classes=num_classes, image_size=image_size, **options)
     if architecture == "resnet18_small_image":
         # The usual form for 32x32 and 64x64 images: a 3x3 stem of stride 1 and no max-pooling.
         model = torchvision.models.resnet18(num_classes=num_classes)

@@ -291,7 +291,7 @@ def _unlike(rng: np.random.Generator, ground: list[int]) -> list[int]:
     """A colour that stands out from the ground; drawn in the same way for every part, class and distractor."""
     while True:
         colour = _colour(rng, (0.1, 1.0), (0.15, 1.0))
-        if sum(abs(mine - its) for mine, its in zip(colour, ground)) > 150:
+        if sum(abs(mine - its) for mine, its in zip(colour, ground, strict=True)) > 150:
             return colour
 
 

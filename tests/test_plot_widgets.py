@@ -1,0 +1,115 @@
+"""Figures and the channel picker, driven as plain Python: the callbacks need no kernel."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from selib import attach_se, explain, plot, widgets
+from selib.explanation import Explanation
+
+CLASSES = ["one", "two", "three"]
+
+
+@pytest.fixture(scope="module")
+def explained() -> tuple[Explanation, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    block = attach_se(model, torch.randn(2, 3, 32, 32), start="paper")
+    nn.init.normal_(block.fc2.weight, std=3)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    return explain(model, images.float() / 255), images
+
+
+def test_an_overlay_mixes_image_and_colour_map_by_opacity() -> None:
+    image = torch.full((3, 1, 2), 200, dtype=torch.uint8)
+    heatmap = torch.tensor([[0.0, 1.0]])
+    only_image = plot.overlay(image, heatmap, opacity=0)
+    assert only_image.tolist() == [[[200] * 3, [200] * 3]]
+    only_colour = plot.overlay(image, heatmap, opacity=1, colormap="gray")
+    assert only_colour.tolist() == [[[0] * 3, [255] * 3]]
+    half = plot.overlay(image, heatmap, opacity=0.5, colormap="gray")
+    assert half.tolist() == [[[100] * 3, [228] * 3]]  # (200 + 255) / 2 = 227.5, rounded to even
+
+
+def test_an_overlay_refuses_another_size_and_opacity() -> None:
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="pass size="):
+        plot.overlay(image, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="opacity"):
+        plot.overlay(image, torch.zeros(4, 4), opacity=1.5)
+
+
+def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
+    def shape(samples: int) -> tuple[int, int]:
+        images = torch.zeros(samples, 3, 8, 8, dtype=torch.uint8)
+        boxes = torch.tensor([[1, 1, 5, 5]]).expand(samples, 4)
+        fig = plot.heatmap_grid(images, {"a": torch.zeros(samples, 8, 8)}, boxes=boxes, titles=["t"] * samples)
+        assert all(len(ax.patches) == 1 for ax in fig.axes)  # the box on every picture
+        return fig.axes[0].get_subplotspec().get_gridspec().get_geometry()
+
+    assert shape(2) == (2, 2)
+    assert shape(5) == (2, 5)
+
+
+def test_a_rank_plot_puts_the_best_on_top() -> None:
+    scores = {
+        "deletion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
+        "insertion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
+    }
+    fig = plot.rank_plot(scores, ours=["a"], controls=["b"], lower_is_better=("deletion",))
+    labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in fig.axes]
+    assert labels == [["b", "a"], ["a", "b"]]
+    assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
+
+
+def controls(picker: widgets.ipywidgets.VBox) -> dict[str, widgets.ipywidgets.Widget]:
+    found = [child for row in picker.children[:2] for child in row.children]
+    return {child.description: child for child in found} | {"view": picker.children[2]}
+
+
+def test_every_knob_changes_the_picture(explained: tuple[Explanation, torch.Tensor]) -> None:
+    ex, images = explained
+    knobs = controls(widgets.channel_picker(ex, images, CLASSES))
+
+    def pixels() -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(knobs["view"].value)).convert("RGB"), dtype=int)
+
+    seen = [pixels()]
+    other = next(k for k in range(3) if k != knobs["class"].value)
+    for name, value in (
+        ("top channels", 0.5),
+        ("method", "gate"),
+        ("method", "influence"),
+        ("class", other),
+        ("image", 2),
+    ):
+        knobs[name].value = value
+        seen.append(pixels())
+        assert np.abs(seen[-1] - seen[-2]).max() > 30, name
+    assert knobs["class"].value == int(ex.predicted[2])  # a new image starts at its own prediction
+
+
+def test_the_view_shows_the_selection_and_the_prediction_under_it(explained: tuple[Explanation, torch.Tensor]) -> None:
+    ex, images = explained
+    fig = widgets.draw(ex, images, CLASSES, 1, "gate", 2, 0.25)
+    titles = [ax.get_title() for ax in fig.axes]
+    chosen = ex.gates[1] >= ex.gates[1].topk(4).values[-1]
+    gates = ex.gates.clone()
+    gates[1] *= chosen
+    after = ex.with_gates(gates)[1].softmax(0)[2]
+    assert titles[2] == "4 channels selected"
+    assert f"→ {float(after):.0%}" in titles[1]
+
+
+def test_the_picker_refuses_what_does_not_fit(explained: tuple[Explanation, torch.Tensor]) -> None:
+    ex, images = explained
+    with pytest.raises(ValueError, match="3 images and 3 class names do not fit"):
+        widgets.channel_picker(ex, images[:3], CLASSES)
+    with pytest.raises(ValueError, match="2 class names"):
+        widgets.channel_picker(ex, images, CLASSES[:2])
