@@ -3,7 +3,8 @@
 PYTHON ?= python3
 PROFILE ?= standard
 DATA ?= $(or $(SELIB_DATA),data)
-JOBS ?= 2
+# Two notebooks at a time pay while they are short; long ones are quicker one by one, with all cores each.
+JOBS ?= $(if $(filter smoke,$(PROFILE)),2,1)
 ARGS ?=
 UV := 0.13.8
 BIN := .venv/bin
@@ -16,7 +17,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .PHONY: help study test lab publish readme lock clean
 
 help:
-	@echo "make study [PROFILE=smoke|standard|full] [DATA=dir] [JOBS=2] [ARGS=--resume]   run every notebook, write runs/PROFILE/index.html"
+	@echo "make study [PROFILE=smoke|standard|full] [DATA=dir] [JOBS=n] [ARGS=--resume]   run every notebook, write runs/PROFILE/index.html"
 	@echo "make test      lint, types, all tests"
 	@echo "make lab       JupyterLab on the first notebook"
 	@echo "make publish   make runs/PROFILE the committed results (and notebooks, in the standard profile)"

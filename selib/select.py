@@ -60,7 +60,7 @@ class TopFraction:
 
     def count(self, channels: int) -> int:
         """How many of ``channels`` are kept, at least one."""
-        # Rounded first: 0.1 * 30 is 3.0000000000000004 in floating point and must not give 4.
+        # Rounded first: 0.07 * 100 is 7.000000000000001 in floating point and must not give 8.
         exact = round(self.q * channels, 9)
         return max(1, int(-(-exact // 1)))
 

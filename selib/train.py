@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from selib.attach import attach_se, attached, bare, call, evaluating, logits_of, to_device
 from selib.models import OURS, build
+from selib.results import replacing, write_text
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -216,14 +216,8 @@ def evaluate(
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as part:
+        save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, part, metadata)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -275,9 +269,7 @@ def _save_state(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     _write(folder / "state.safetensors", tensors, {"history": json.dumps(history), "settings": json.dumps(settings)})
-    temporary = folder / ".metrics.jsonl"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
-    os.replace(temporary, folder / "metrics.jsonl")
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
 def _resume(

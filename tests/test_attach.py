@@ -38,7 +38,7 @@ def test_attaching_is_invisible_and_detaching_leaves_nothing(name: str) -> None:
     block = attach_se(model, example)
     assert torch.equal(torch.get_rng_state(), rng)
     assert block.site == site and model.selib_se is block if name != "sequential" else block.site == site
-    assert attached(model) == {"": block} and block.channels in shape
+    assert attached(model) == {"": block} and block.channels in shape and block.training
     assert same(snapshot(model), before)
     model.eval()
     assert torch.equal(run(model, example), outputs)

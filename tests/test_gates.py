@@ -172,6 +172,7 @@ def test_a_block_trained_before_starts_anew_and_its_network_is_the_teacher() -> 
     bare = copy.deepcopy(model)
     detach_se(bare)
     assert torch.allclose(cache.run(torch.ones_like(cache.scales)), run(bare, x), atol=1e-5)
+    assert channel_test(model.selib_se, cache)["original"].all()  # "original" is the network as it was cached
     ungated = cache_features(model, batches(x), gated=False)
     assert torch.allclose(ungated.logits, run(bare, x), atol=1e-5) and torch.equal(ungated.scales, torch.ones(200, 30))
     report = fit_gates(model, cache, 0.1, **FAST)

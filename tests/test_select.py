@@ -49,7 +49,17 @@ def test_by_hand(rule: Select, expected: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("q", "channels", "count"), [(0.1, 30, 3), (0.1, 192, 20), (0.1, 128, 13), (0.1, 5, 1), (0.3, 10, 3), (1, 7, 7)]
+    ("q", "channels", "count"),
+    [
+        (0.1, 30, 3),
+        (0.07, 100, 7),
+        (0.55, 100, 55),
+        (0.1, 192, 20),
+        (0.1, 128, 13),
+        (0.1, 5, 1),
+        (0.3, 10, 3),
+        (1, 7, 7),
+    ],
 )
 def test_the_count_is_the_ceiling_of_the_exact_product(q: float, channels: int, count: int) -> None:
     assert TopFraction(q).count(channels) == count
