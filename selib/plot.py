@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -19,11 +20,24 @@ OURS, OTHERS, CONTROLS = "#0072B2", "#D55E00", "#999999"  # of Okabe & Ito's col
 STYLE = {**sns.axes_style("whitegrid"), "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
 
 
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the study's style whatever the notebook has set; titles and legends take their size when they are made."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, NDArray[Any]]:
     """A Figure in inches and its axes (rows, columns)."""
-    with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(width, height), layout="constrained")
-        return fig, fig.subplots(rows, columns, squeeze=False, **options)
+    fig = Figure(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
 def overlay(image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: str = COLORMAP) -> NDArray[np.uint8]:
@@ -44,6 +58,7 @@ def overlay(image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: 
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
+@styled
 def heatmap_grid(
     images: Tensor,
     heatmaps: Mapping[str, Tensor],
@@ -82,6 +97,7 @@ def heatmap_grid(
     return fig
 
 
+@styled
 def gate_histogram(gates: Mapping[str, Tensor], *, bins: int = 40) -> Figure:
     """How the gates (N, C) of each network are distributed over all samples and channels, one panel each."""
     fig, axes = figure(3.2 * len(gates), 2.4, 1, len(gates), sharey=True)
@@ -97,6 +113,7 @@ def gate_histogram(gates: Mapping[str, Tensor], *, bins: int = 40) -> Figure:
     return fig
 
 
+@styled
 def channel_curves(
     curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, whole: float, ylabel: str
 ) -> Figure:
@@ -106,7 +123,7 @@ def channel_curves(
         curves: {panel: {line: (shares in %, values)}}; a line whose name begins with "random" is drawn as a control.
         whole: the value with all channels, a dashed line in every panel.
     """
-    fig, axes = figure(3.4 * len(curves), 2.7, 1, len(curves), sharey=True)
+    fig, axes = figure(3.2 * len(curves) + 1.2, 2.6, 1, len(curves), sharey=True)
     for ax, (title, lines) in zip(axes[0], curves.items(), strict=True):
         palette = iter([OURS, OTHERS, "#009E73", "#CC79A7"])
         for name, (x, y) in lines.items():
@@ -125,10 +142,11 @@ def channel_curves(
         ax.set_xticks(sorted({v for x, _ in lines.values() for v in x}))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
-        ax.legend(loc="best")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return fig
 
 
+@styled
 def rank_plot(
     scores: Mapping[str, Mapping[str, tuple[float, float, float]]],
     *,
@@ -155,6 +173,7 @@ def rank_plot(
     return fig
 
 
+@styled
 def channel_strip(image: Tensor, maps: Tensor, labels: Sequence[str]) -> Figure:
     """An image uint8 (3, H, W) and the maps (n, h, w) of single channels, each on its own scale, with a label each."""
     fig, axes = figure(1.1 * (len(maps) + 1), 1.45, 1, len(maps) + 1)
@@ -171,7 +190,7 @@ def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate 
     """Draw channel weights (C,) in falling order into ``ax``, the chosen ones, bool (C,), coloured."""
     order = gates.argsort(descending=True)
     colours = np.where(chosen[order].numpy(), OURS, "#cccccc")
-    ax.bar(np.arange(len(order)), gates[order].numpy(), width=1.0, color=colours)
+    ax.vlines(np.arange(len(order)), 0, gates[order].numpy(), colors=list(colours), linewidth=2)
     ax.set(
         xlabel=f"{len(order)} channels, sorted",
         ylabel=label,

@@ -148,7 +148,7 @@ def describe(recipe: Recipe) -> str:
     data = f"{recipe.name}{' (synthetic)' if recipe.train.synthetic else ''}, {len(recipe.train.classes)} classes"
     start = " from the shipped weights" if recipe.from_shipped else ""
     images = f"{len(recipe.train)} training and {len(recipe.val)} validation images"
-    return f"{data}, {images}, {recipe.architecture}, {recipe.epochs} epochs{start}"
+    return f"{data}, {images}, {recipe.architecture}, {recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}{start}"
 
 
 def correct(recipe: Recipe, model: nn.Module) -> NDArray[np.float64]:

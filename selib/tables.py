@@ -175,7 +175,7 @@ def gain_table(
 
     Args:
         scores: {network: one :class:`Scores` per seed}.
-        pairs: (map, rival, metrics); the rival "best" stands for the best of ``family`` on that metric.
+        pairs: (map, rival, metrics); the rival "best" stands for the best of ``family``, the CAMs, on that metric.
     """
     rows = []
     for network, runs in scores.items():
@@ -183,13 +183,13 @@ def gain_table(
             for metric in metrics:
                 other = best(runs, family, metric) if rival == "best" else rival
                 gain = compare(runs, name, other, metric, resamples=resamples)
-                shown = f"{other} (best of the others)" if rival == "best" else other
+                shown = f"{other} (the best CAM here)" if rival == "best" else other
                 rows.append([network, heading(metric), name, shown, list(gain)])
     return {
         "caption": "Paired gains, positive where the first map is better",
         "columns": ["network", "measure", "map", "against", "gain"],
         "rows": rows,
-        "notes": ["The best of the others is picked on the same images, which favours it."],
+        "notes": ["The best CAM is picked on the same images, which favours it."],
     }
 
 

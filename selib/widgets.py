@@ -22,6 +22,7 @@ from selib.select import TopFraction
 SIZE = 224  # side in pixels at which images are shown
 
 
+@plot.styled
 def draw(
     ex: Explanation, images: Tensor, classes: Sequence[str], sample: int, method: Any, target: int, share: float
 ) -> Figure:

@@ -21,7 +21,35 @@ PLANNED = {2, 3}  # 02_celeba and 03_active_speaker are to come
 PARAMETERS = {"profile": None, "seed": 0, "device": "auto", "data_root": None, "results_dir": None}
 
 # notebook -> path in its metrics -> (low, high): what the smoke profile must reach on the twin, and a broken model does not
-EXPECTED: dict[str, dict[str, tuple[float, float]]] = {}
+EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
+    "00_quickstart": {
+        "accuracy": (0.95, 1.0),
+        "complete": (0.0, 1e-4),  # the influence map adds up to the logit
+        "gates/agreement": (0.93, 1.0),
+        "gates/open_gates": (0.01, 0.2),
+        "gates/only_top": (0.9, 1.0),
+        "gates/random_only": (0.0, 0.85),
+        "energy_gain_over_area/0": (0.3, 0.7),
+    },
+    "01_se_block": {
+        "accuracy/trained with SE": (0.93, 1.0),
+        "accuracy/sparse, label-free": (0.93, 1.0),
+        "label_free/agreement": (0.93, 1.0),
+        "open_gates/sparse, label-free": (0.01, 0.2),
+        "curves/sparse, label-free/only the top/2": (0.9, 1.0),  # the top decile alone
+        "curves/sparse, label-free/without the top/2": (0.2, 0.9),
+        "curves/sparse, label-free/random: without/2": (0.93, 1.0),
+    },
+    "04_objects": {
+        "points/synth-objects/0": (-4.0, 4.0),
+        "gates/synth-objects/0/λ = 1/agrees": (0.93, 1.0),
+        "gates/synth-objects/0/λ = 1/original_only_top": (0.9, 1.0),
+        "scores/label-free gates/0/SE influence/energy/mean": (0.42, 0.75),
+        "scores/label-free gates/0/SE top-gate (paper)/energy/mean": (0.35, 0.75),
+        "scores/label-free gates/0/Grad-CAM/energy/mean": (0.35, 0.75),
+        "scores/label-free gates/0/uniform noise/energy/mean": (0.08, 0.25),  # the object's area is 0.16
+    },
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 

@@ -54,10 +54,10 @@ def test_the_score_table_says_how_many_images_and_which_way_is_better() -> None:
 
 def test_the_gain_table_names_the_best_rival() -> None:
     spec = tables.gain_table({"net": [ONE]}, [("b", "best", ("energy",))], ["a", "b"], resamples=50)
-    assert spec["rows"] == [["net", "energy in box ↑", "b", "a (best of the others)", pytest.approx([-0.2] * 3)]]
+    assert spec["rows"] == [["net", "energy in box ↑", "b", "a (the best CAM here)", pytest.approx([-0.2] * 3)]]
     assert (
         tables.in_words(spec["rows"][0])
-        == "net, energy in box: b is worse than a (best of the others), -0.200 [-0.200, -0.200]."
+        == "net, energy in box: b is worse than a (the best CAM here), -0.200 [-0.200, -0.200]."
     )
 
 
