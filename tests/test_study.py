@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -90,7 +91,9 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing(tmp_path: Path) -> None
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\n{STALL}",
     )
     command = [sys.executable, "-m", "selib", "run", "--profile", "smoke"]
-    runner = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: the runner must get it as from a terminal.
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    runner = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=restore)  # noqa: PLW1509
     while runner.poll() is None and not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
         time.sleep(0.1)
     runner.send_signal(signal.SIGINT)
