@@ -21,7 +21,7 @@ class Profile:
     train_limit: int | None  # training images kept of a real set, balanced over classes; None keeps all
     twin_train: int  # images of synth-objects to render and train on
     twin_epochs: int  # passes over them
-    seeds: tuple[int, ...]  # one training run per seed; three say more, and cost more
+    seeds: tuple[int, ...]  # one training run per seed; intervals over seeds need at least three
     gate_epochs: int | None  # passes of the gate distillation over cached features; None leaves it to fit_gates
     explain_images: int  # validation images in a localisation table
     faithfulness_images: int  # validation images in a deletion and insertion table, which costs a pass per step
@@ -73,7 +73,7 @@ PROFILES = {
             train_limit=None,
             twin_train=8000,
             twin_epochs=4,
-            seeds=(0, 1),
+            seeds=(0, 1, 2),
             gate_epochs=None,
             explain_images=300,
             faithfulness_images=80,
