@@ -47,9 +47,16 @@ def score_table(
         "caption": caption,
         "columns": ["map", *(heading(metric) for metric in metrics)],
         "rows": rows,
-        "notes": [f"Images: {images}.", *notes],
+        "notes": [f"Images: {images}.", *_fewer(runs, counts), *notes],
     }
     return spec | ({"synthetic": True} if synthetic else {})
+
+
+def _fewer(runs: Sequence[Scores], counts: Mapping[str, int]) -> list[str]:
+    """A note on slow explainers that were measured on fewer images than the first one."""
+    small = {name: [len(over_runs(runs, name, metric)) for metric in counts] for name in runs[0].values}
+    found = {name: max(sizes) for name, sizes in small.items() if sizes < list(counts.values())}
+    return [f"Fewer, being slow: {', '.join(f'{name} {n}' for name, n in found.items())}."] if found else []
 
 
 def difference(runs: Sequence[tuple[ArrayLike, ArrayLike]], *, resamples: int = 2000) -> Interval:
