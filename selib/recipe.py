@@ -224,14 +224,16 @@ def gate_study(
         block = attach_se(model, recipe.train.batch([0]).to(next(model.parameters()).device), reduction=1)
     train = cache_features(model, recipe.train.loader(500))
     val = cache_features(model, recipe.val.loader(500), gated=False)
+    by_influence = {}
+    if val.head.linear is not None:  # in the original network, so the same whatever the gates become
+        ranked = channel_test(block, val, targets=val.targets, ranking=val.influence(), seed=seed)
+        by_influence = {f"influence_{end}": ranked[f"original_{end}_top"] for end in ("only", "without")}
     found = {}
     for name, setting in GATES.items():
         report = fit_gates(model, train, epochs=epochs, seed=seed, **setting)  # type: ignore[arg-type]
         right = channel_test(block, val, targets=val.targets, seed=seed)
         right["agrees"] = channel_test(block, val, seed=seed)["gated"]
-        if val.head.linear is not None:
-            ranked = channel_test(block, val, targets=val.targets, ranking=val.influence(), seed=seed)
-            right |= {f"influence_{end}": ranked[f"original_{end}_top"] for end in ("only", "without")}
+        right |= by_influence
         with torch.no_grad():
             share = float((block.excite(val.squeezed) > 0.5).double().mean())
         arrays = {kind: values.double().cpu().numpy() for kind, values in right.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from selib.attach import attach_se, attached, bare, call, evaluating, logits_of, to_device
-from selib.models import OURS, build
+from selib.models import build
 from selib.results import replacing, write_text
 
 Task = Literal["multiclass", "multilabel"]
@@ -333,9 +333,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
     if "selib" not in metadata:
         raise ValueError(f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)")
     meta: dict[str, Any] = json.loads(metadata["selib"])
-    own = {"image_size": meta["image_size"]} if meta["architecture"] in OURS else {}  # theirs take any size
     try:
-        model = build(meta["architecture"], len(meta["classes"]), **own, **meta["options"])
+        model = build(meta["architecture"], len(meta["classes"]), image_size=meta["image_size"], **meta["options"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: the network cannot be built again: {error}") from error
     example = torch.zeros(1, 3, meta["image_size"], meta["image_size"])
