@@ -98,7 +98,7 @@ def test_removing_a_part_takes_its_attributes_and_changes_the_picture_there(part
 
 def test_removing_a_part_leaves_pose_light_and_background_alone() -> None:
     p = first("Wearing_Hat")
-    (before, parts), (after, labels) = faces.draw(p), faces.draw(p, ["hat"])
+    (before, parts), (after, _labels) = faces.draw(p), faces.draw(p, ["hat"])
     far = np.zeros_like(parts, bool)
     far[150:, :] = True
     assert (before[far] == after[far]).all()
@@ -106,7 +106,7 @@ def test_removing_a_part_leaves_pose_light_and_background_alone() -> None:
 
 
 def test_render_names_what_can_be_seen_without_overlap() -> None:
-    image, masks = faces.render(first("Eyeglasses"))
+    _image, masks = faces.render(first("Eyeglasses"))
     assert "glasses" in masks and "skin" in masks
     assert np.stack(list(masks.values())).sum(0).max() == 1
     with pytest.raises(ValueError, match="no part 'cloth' to remove"):
@@ -145,7 +145,7 @@ def test_what_a_hat_hides_is_not_said_to_be_there() -> None:
 @given(st.integers(0, 10**6), st.booleans())
 def test_any_face_can_be_drawn_and_any_part_removed(seed: int, spurious: bool) -> None:
     p = faces.sample(np.random.default_rng(seed), spurious=spurious)
-    image, parts = faces.draw(p, list(faces.NEUTRAL))
+    image, _parts = faces.draw(p, list(faces.NEUTRAL))
     assert image.std() > 5
     gone = faces.attributes(faces.without(p, list(faces.NEUTRAL)))
     lasting = {"Chubby", "Male", "Oval_Face", "Young", "No_Beard", "Blurry", "Attractive", "Bald"}

@@ -14,9 +14,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
+Size = tuple[int, int]  # height, width
 Listing = Sequence[tuple[str, int, int]]  # path below the root, bytes, modification time in ns
 Produce = Callable[[int, int], tuple[np.ndarray, list[str]]]
 CHUNK = 256
@@ -29,51 +30,82 @@ def digest(files: Listing) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` (bicubic, antialiased), then the central square."""
-    if image.size == (size, size):
+def both(side: int | Size) -> Size:
+    """Height and width; a single number is the side of a square."""
+    return (side, side) if isinstance(side, int) else side
+
+
+def frame(native: Size, size: Size) -> tuple[float, float, float, float]:
+    """The part of an image that `fit` keeps, as left, top, right, bottom: the largest central one of size's proportions.
+
+    It is the whole image when less than a pixel would be lost.
+    """
+    (height, width), (rows, columns) = native, size
+    if width / height >= columns / rows:
+        kept_width, kept_height = columns / rows * height, float(height)
+    else:
+        kept_width, kept_height = float(width), width / (columns / rows)
+    if width - kept_width < 1 and height - kept_height < 1:
+        return 0.0, 0.0, float(width), float(height)
+    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    return left, top, left + kept_width, top + kept_height
+
+
+def fit(image: Image.Image, size: Size) -> Image.Image:
+    """The central part of size's proportions (see `frame`), brought to that size: bicubic, antialiased."""
+    if image.size == size[::-1]:
         return image
     method = Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.BICUBIC  # between indices is nothing
-    return ImageOps.fit(image, (size, size), method)
+    return image.resize(size[::-1], method, frame((image.height, image.width), size))
 
 
-def decode(file: Path, native: int | None, size: int | None, mode: str = "RGB") -> np.ndarray:
-    """One JPEG or PNG file as uint8 (3, H, W); native: the side its pixels must have; size: the side to make.
+def planes(image: Image.Image) -> np.ndarray:
+    """An image as uint8 (C, H, W)."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
-    mode "P" reads an indexed image as its indices, (1, H, W). Raises ValueError with the reason (not the name) when the
-    file is damaged or of another size.
+
+def decode(file: Path, native: int | Size | None, size: int | Size | None, mode: str = "RGB") -> np.ndarray:
+    """One JPEG or PNG file as uint8 (3, H, W); native: the size its pixels must have; size: the size to make.
+
+    A size is (height, width), or the side of a square. mode "P" reads an indexed image as its indices, (1, H, W). Raises
+    ValueError with the reason (not the name) when the file is damaged or of another size.
     """
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as opened:
             image = opened.convert(mode)  # decodes all of it: a truncated file fails here
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError("truncated or not an image" if file.stat().st_size else "empty file") from None
-    if native is not None and image.size != (native, native):
-        raise ValueError(f"{image.width}x{image.height}, not {native}x{native}")
-    if size is not None:
-        image = fit(image, size)
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    if native is not None and image.size != (wanted := both(native)[::-1]):
+        raise ValueError(f"{image.width}x{image.height}, not {wanted[0]}x{wanted[1]}")
+    return planes(image if size is None else fit(image, both(size)))
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Uint8 (3, H, W) -> (3, size, size), as `fit` does it."""
-    return np.asarray(fit(Image.fromarray(image.transpose(1, 2, 0)), size)).transpose(2, 0, 1)
+    return planes(fit(Image.fromarray(image.transpose(1, 2, 0)), both(size)))
 
 
 def decoded(
-    root: Path, key: str, listing: Listing, *, native: int | None, size: int | None, remedy: str, mode: str = "RGB"
+    root: Path,
+    key: str,
+    listing: Listing,
+    *,
+    native: int | Size | None,
+    size: int | Size | None,
+    remedy: str,
+    mode: str = "RGB",
 ) -> np.ndarray:
-    """All images of a listing as uint8 (N, C, S, S), decoded once, then memory-mapped; arguments as for `decode`.
+    """All images of a listing as uint8 (N, C, H, W), decoded once, then memory-mapped; arguments as for `decode`.
 
     Raises ValueError that names the first damaged files, says how many there are, and ends with the remedy.
     """
     side = size or native
     if side is None:
         raise TypeError("decoded needs native= or size=")
-    channels = len(mode)
+    shape = (len(listing), len(mode), *both(side))
 
     def produce(start: int, stop: int) -> tuple[np.ndarray, list[str]]:
-        out, bad = np.zeros((stop - start, channels, side, side), np.uint8), []
+        out, bad = np.zeros((stop - start, *shape[1:]), np.uint8), []
         for row, (path, _, _) in enumerate(listing[start:stop]):
             try:
                 out[row] = decode(root / path, native, size, mode)
@@ -81,12 +113,33 @@ def decoded(
                 bad.append(f"{path} ({error})")
         return out, bad
 
-    shape = (len(listing), channels, side, side)
-    return cached(root, f"{key}-{side}", digest(listing), shape, produce, remedy)
+    # Pillow decodes and resizes without the interpreter lock, but opens files with it: for small images a second thread
+    # only gets in the way (measured: 1.4 times slower on 32x32)
+    threads = 1 if max(both(native or side)) <= 64 else cores()
+    return cached(root, f"{key}-{spelled(side)}", digest(listing), shape, produce, remedy, threads=threads)
+
+
+def spelled(side: int | Size) -> str:
+    """A size in the name of a cache file: 32 for a square, else 88x72, height first."""
+    height, width = both(side)
+    return f"{height}" if height == width else f"{height}x{width}"
+
+
+def cores() -> int:
+    """How many threads are worth starting."""
+    return min(8, os.cpu_count() or 1)
 
 
 def cached(
-    root: Path, key: str, version: str, shape: tuple[int, ...], produce: Produce, remedy: str = ""
+    root: Path,
+    key: str,
+    version: str,
+    shape: tuple[int, ...],
+    produce: Produce,
+    remedy: str = "",
+    *,
+    threads: int = 1,
+    action: str = "decode",
 ) -> np.ndarray:
     """The uint8 array `<root>/.cache/<key>-<version>.npy`, made in chunks by `produce(start, stop)` if it is not there.
 
@@ -108,7 +161,7 @@ def cached(
 
     temporary = folder / f".{key}-{uuid4().hex}.part"
     try:
-        if bad := _fill(temporary, key, shape, produce):
+        if bad := _fill(temporary, shape, produce, threads, f"{action} {key}"):
             first = ", ".join(bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
             raise ValueError(f"{root}: {len(bad)} of {shape[0]} images cannot be used: {first}; {remedy}")
         os.replace(temporary, folder / name)
@@ -129,24 +182,24 @@ def forget(root: Path, key: str, keep: str = "") -> None:
                 file.unlink(missing_ok=True)
 
 
-def _fill(file: Path, key: str, shape: tuple[int, ...], produce: Produce) -> list[str]:
+def _fill(file: Path, shape: tuple[int, ...], produce: Produce, threads: int, title: str) -> list[str]:
     """Write the array chunk by chunk, with a progress bar; returns the lines about rows that could not be made."""
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
     bad: list[str] = []
-    starts = range(0, shape[0], CHUNK)
-    # Pillow decodes and resizes without the interpreter lock, but opens files with it: for small images a second thread
-    # only gets in the way (measured: 1.4 times slower on 32x32)
-    threads = 1 if shape[-1] <= 64 else min(8, os.cpu_count() or 1)
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=shape[0], desc=f"decode {key}", unit="image", leave=False) as bar,
-    ):
-        for start, (rows, lines) in zip(
-            starts, pool.map(lambda s: produce(s, min(s + CHUNK, shape[0])), starts), strict=True
-        ):
-            out[start : start + len(rows)] = rows
-            bad += lines
-            bar.update(len(rows))
+    chunk = max(
+        1, min(CHUNK, math.ceil(shape[0] / (4 * threads)))
+    )  # enough of them to keep all threads busy to the end
+    starts = range(0, shape[0], chunk)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        made = pool.map(lambda start: produce(start, min(start + chunk, shape[0])), starts)
+        with tqdm(total=shape[0], desc=title, unit="image", leave=False) as bar:
+            for start, (rows, lines) in zip(starts, made, strict=True):
+                out[start : start + len(rows)] = rows
+                bad += lines
+                bar.update(len(rows))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt need not wait for what has not begun
     out.flush()
     return bad
 

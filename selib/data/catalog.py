@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from selib.data import objects
+from selib.data import celeba, objects
 from selib.data.cache import forget
 from selib.data.imageset import ImageSet
-from selib.data.objects import data_root, find, load
+from selib.data.objects import FACES, data_root, find, load
+from selib.synth import faces as synth_faces
 from selib.synth import objects as synth
 
 
@@ -74,6 +75,10 @@ SOURCES = {
 }
 
 
+CELEBA = {"train": 162_770, "val": 19_867, "test": 19_962}
+TWINS = {"synth-objects": synth.COUNTS, "synth-faces": synth_faces.COUNTS}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of `selib data list`."""
@@ -87,7 +92,7 @@ class Entry:
 
     def __str__(self) -> str:
         state = "here" if self.present else "on demand" if self.synthetic else "absent"
-        return f"{self.name:13}  {state:9}  {self.images:32}  {self.source}  ({self.licence})"
+        return f"{self.name:13}  {state:9}  {self.images:47}  {self.source}  ({self.licence})"
 
 
 def list_sets(root: str | Path | None = None) -> list[Entry]:
@@ -97,26 +102,36 @@ def list_sets(root: str | Path | None = None) -> list[Entry]:
         Entry(name, find(name, base) is not None, source.images, source.licence, source.address, False)
         for name, source in SOURCES.items()
     ]
-    twin = f"{synth.COUNTS['train']:,} + {synth.COUNTS['val']:,} of {synth.SIZE}x{synth.SIZE}, masks"
-    place = find("synth-objects", base)
-    return [*entries, Entry("synth-objects", place is not None, twin, "as this project", "selib data make", True)]
+    height, width = synth_faces.SIZE
+    shape = {"synth-objects": f"{synth.SIZE}x{synth.SIZE}", "synth-faces": f"{width}x{height}"}
+    images = f"{' + '.join(f'{count:,}' for count in CELEBA.values())} of {width}x{height}"
+    licence = "non-commercial research"
+    entries.append(Entry("celeba", find("celeba", base) is not None, images, licence, celeba.ADDRESS, False))
+    for name, counts in TWINS.items():
+        images = f"{' + '.join(f'{count:,}' for count in counts.values())} of {shape[name]}, masks"
+        entries.append(
+            Entry(name, find(name, base) is not None, images, "as this project", f"selib data make {name}", True)
+        )
+    return entries
 
 
 def get(name: str, root: str | Path | None = None) -> Path:
     """Download a data set from its official address, verify and unpack it; returns its folder, at once if it is there.
 
-    An archive that already lies in root is used. A download that broke off goes on where it stopped.
+    An archive that already lies in root is used. A download that broke off goes on where it stopped; of CelebA, which
+    torchvision's downloader fetches from Google Drive, the files that are whole are kept.
     Raises ValueError for a name without an address and for an archive with the wrong checksum, ConnectionError, with
     what to do by hand, when the address cannot be reached.
     """
     from torchvision.datasets.utils import calculate_md5
 
+    base = data_root(root)
+    if name == "celeba":
+        return _get_celeba(base)
     if name not in SOURCES:
-        hint = (
-            "it is rendered: selib data make synth-objects" if name == "synth-objects" else f"not {', '.join(SOURCES)}"
-        )
+        hint = f"it is rendered: selib data make {name}" if name in TWINS else f"not {', '.join(SOURCES)}, celeba"
         raise ValueError(f"{name!r} has no address to get it from, {hint}")
-    base, source = data_root(root), SOURCES[name]
+    source = SOURCES[name]
     place = find(name, base)
     if place is not None:
         return place
@@ -152,9 +167,9 @@ def check(name: str, root: str | Path | None = None) -> str:
     """
     base = data_root(root)
     place = find(name, base)
-    if place is None and name == "synth-objects":
+    if place is None and name in TWINS:
         raise FileNotFoundError(
-            f"{base / name}: not there, so it is rendered when asked for; `selib data make` writes it"
+            f"{base / name}: not there, so it is rendered when asked for; `selib data make {name}` writes it"
         )
     if place is not None:
         if name.startswith("folder:"):
@@ -162,40 +177,113 @@ def check(name: str, root: str | Path | None = None) -> str:
                 forget(place, split)
         forget(base, name)  # a damaged file can keep its size and time
     lines = [f"{name}: {place}"]
-    for split in objects.SPLITS:
-        data = load(name, split, root=root)
-        counts = torch.bincount(data.targets, minlength=len(data.classes))
-        if name in SOURCES:
-            _compare(data, counts, SOURCES[name], place)
-        low, high = int(counts.min()), int(counts.max())
-        each = f"{low}" if low == high else f"{low} to {high}"
-        truth = ", masks" if data.masks is not None else ", boxes" if data.boxes is not None else ""
+    splits = tuple(CELEBA) if name == "celeba" else tuple(TWINS.get(name, objects.SPLITS))
+    for split in splits:
+        data: ImageSet
+        if name in FACES:
+            data = celeba.load_faces(name, split, root=root)
+            if name == "celeba" and len(data) != CELEBA[split]:
+                raise ValueError(
+                    f"{place}: {split} has {len(data):,} images, not {CELEBA[split]:,}: it is not the whole set"
+                )
+            kinds = f"{len(data.classes)} attributes"
+        else:
+            data = load(name, split, root=root)
+            counts = torch.bincount(data.targets, minlength=len(data.classes))
+            if name in SOURCES:
+                _compare(data, counts, SOURCES[name], place)
+            low, high = int(counts.min()), int(counts.max())
+            kinds = f"{len(data.classes)} classes of {low}" + ("" if low == high else f" to {high}")
         height, width = data.images.shape[2:]
+        truth = f", {data.annotation}" if data.annotation else ""
         lines.append(
-            f"  {split}: {len(data):,} images of {width}x{height}, {len(data.classes)} classes of {each}{truth}, "
-            f"fingerprint {data.fingerprint}"
+            f"  {split}: {len(data):,} images of {width}x{height}, {kinds}{truth}, fingerprint {data.fingerprint}"
         )
     return "\n".join(lines)
 
 
 def make(name: str, root: str | Path | None = None, count: int | None = None, seed: int = 0) -> Path:
-    """Render `count` training images (and a quarter as many for validation) of a twin into root; returns the folder.
+    """Render `count` training images (and a quarter as many for validation and for testing) of a twin into root.
 
-    The same count and seed write the same files. Raises ValueError for another name, FileExistsError when it is there.
+    Returns the folder. The same count and seed write the same files. Raises ValueError for another name, FileExistsError
+    when it is there.
     """
-    if name != "synth-objects":
-        raise ValueError(f"{name!r} cannot be made; only synth-objects is rendered")
-    counts = dict(synth.COUNTS) if count is None else {"train": count, "val": max(len(synth.CLASSES), count // 4)}
-    if counts["train"] < len(synth.CLASSES):
-        raise ValueError(f"count must be at least {len(synth.CLASSES)}, one image a class, not {count}")
+    if name not in TWINS:
+        raise ValueError(f"{name!r} cannot be made; only {' and '.join(TWINS)} are rendered")
+    least, why = (len(synth.CLASSES), ", one image a class") if name == "synth-objects" else (1, "")
+    counts = dict(TWINS[name])
+    if count is not None:
+        if count < least:
+            raise ValueError(f"count must be at least {least}{why}, not {count}")
+        counts = {split: max(least, count // 4) if split in ("val", "test") else count for split in counts}
     folder = data_root(root) / name
     if folder.exists():
         raise FileExistsError(f"{folder}: already there; delete it to render it anew")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
-        objects.write_synth(Path(temporary) / name, counts, seed)
+        write = objects.write_synth if name == "synth-objects" else celeba.write_faces
+        write(Path(temporary) / name, counts, seed)
         os.replace(Path(temporary) / name, folder)
     return folder
+
+
+def _get_celeba(base: Path) -> Path:
+    """CelebA into <base>/celeba: its files with torchvision's downloader, checksums verified, the images unpacked.
+
+    Files that are there already, from another run or put there by hand, are verified and used.
+    """
+    from gdown.exceptions import DownloadError
+    from torchvision.datasets import CelebA
+    from torchvision.datasets.utils import calculate_md5, download_file_from_google_drive
+
+    place = base / "celeba"
+    if (place / celeba.IMAGES).is_dir() and all((place / file).is_file() for file in celeba.NEEDED):
+        return place
+    wanted = sorted(CelebA.file_list, key=lambda entry: entry[2].endswith(".zip"))  # the lists first, being small
+    for _, md5, name in wanted:
+        if (place / name).is_file() and (found := calculate_md5(place / name)) != md5:
+            raise ValueError(f"{place / name}: its MD5 is {found}, not {md5}; delete it and run this again")
+    archive, fetched = place / f"{celeba.IMAGES}.zip", []
+    for file_id, md5, name in wanted:
+        if (place / name).is_file() or (place / name == archive and (place / celeba.IMAGES).is_dir()):
+            continue
+        try:
+            download_file_from_google_drive(file_id, place, name, md5)
+            fetched.append(place / name)
+        except (OSError, RuntimeError, DownloadError) as error:
+            why = (
+                "cannot be reached"
+                if isinstance(error, OSError)
+                else "sent a page instead, its daily quota may be spent"
+            )
+            files = ", ".join(file for _, _, file in wanted)
+            raise ConnectionError(
+                f"celeba: {name}: Google Drive {why} ({_first_sentence(error)}); run this again later, or fetch {files} by "
+                f'hand from the page "Large-scale CelebFaces Attributes (CelebA) Dataset", {celeba.ADDRESS}, put them in '
+                f"{place} and run `selib data get celeba`: it verifies them and unpacks the images"
+            ) from None
+        finally:
+            if place / name not in fetched:
+                _clear(place, name)
+    if not (place / celeba.IMAGES).is_dir():
+        _unpack(archive, place, celeba.IMAGES, zipped=True)
+    if archive in fetched:
+        archive.unlink()
+    return place
+
+
+def _clear(place: Path, name: str) -> None:
+    """Remove what a failed download left: a page that came for the file, or its beginning; and the folder if empty."""
+    for file in place.glob(f"{name}*"):
+        file.unlink()
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+
+
+def _first_sentence(error: Exception) -> str:
+    """What an error says, without the advice that follows: gdown's runs over many lines."""
+    words = " ".join(str(error).split())
+    return words.removeprefix("Failed to retrieve file url: ").split(". ")[0].rstrip(".")[:200]
 
 
 def _download(address: str, file: Path, size: int) -> None:

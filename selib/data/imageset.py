@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -80,7 +80,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 class ImageSet(Dataset):
     """One split of an image classification set, held as tensors; also a torch Dataset.
 
-    images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64 (N,); classes: their names;
+    images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64: class numbers (N,), or 0 and 1
+    for every one of K attributes (N, K); classes: the names of the classes or attributes;
     boxes int64 (N, 4) as x1, y1, x2, y2 in pixels, ends exclusive; masks bool (N, H, W), True on the object;
     synthetic: True for a procedural twin. Raises ValueError when the shapes or dtypes do not fit together.
     """
@@ -98,19 +99,32 @@ class ImageSet(Dataset):
         if self.images.ndim != 4:
             raise ValueError(f"{self.name}: images must be (N, 3, H, W), not {tuple(self.images.shape)}")
         count, _, *space = self.images.shape
-        expected: list[tuple[str, Tensor | None, torch.dtype, tuple[int, ...]]] = [
-            ("images", self.images, torch.uint8, (count, 3, *space)),
-            ("targets", self.targets, torch.int64, (count,)),
-            ("boxes", self.boxes, torch.int64, (count, 4)),
-            ("masks", self.masks, torch.bool, (count, *space)),
-        ]
-        for name, tensor, dtype, shape in expected:
+        self._expect(images=(torch.uint8, (count, 3, *space)), boxes=(torch.int64, (count, 4)))
+        self._expect(masks=(torch.bool, (count, *space)))
+        self._expect(targets=(torch.int64, (count, len(self.classes)) if self.multilabel else (count,)))
+        most = 1 if self.multilabel else len(self.classes) - 1
+        if count and not 0 <= int(self.targets.min()) <= int(self.targets.max()) <= most:
+            what = "be 0 or 1" if self.multilabel else f"lie in 0..{most}, one for each class name"
+            raise ValueError(f"{self.name}: targets must {what}")
+
+    def _expect(self, **expected: tuple[torch.dtype, tuple[int, ...]]) -> None:
+        """ValueError for the first of these tensors, None aside, that has another dtype or shape."""
+        for name, (dtype, shape) in expected.items():
+            tensor = getattr(self, name)
             if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
                 raise ValueError(
                     f"{self.name}: {name} must be {dtype} {shape}, not {tensor.dtype} {tuple(tensor.shape)}"
                 )
-        if count and not 0 <= int(self.targets.min()) <= int(self.targets.max()) < len(self.classes):
-            raise ValueError(f"{self.name}: targets must lie in 0..{len(self.classes) - 1}, one for each class name")
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether targets are (N, K) of 0 and 1, an answer for every attribute, and not (N,) class numbers."""
+        return self.targets.ndim == 2
+
+    @property
+    def annotation(self) -> str:
+        """What says where things are, in words; empty when nothing does."""
+        return "masks" if self.masks is not None else "boxes" if self.boxes is not None else ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,49 +137,50 @@ class ImageSet(Dataset):
 
     def __repr__(self) -> str:
         height, width = self.images.shape[2:]
-        truth = "masks" if self.masks is not None else "boxes" if self.boxes is not None else "no boxes"
-        return (
-            f"ImageSet({self.name} {self.split}: {len(self)} of {width}x{height}, {len(self.classes)} classes, {truth})"
-        )
+        kinds = f"{len(self.classes)} {'attributes' if self.multilabel else 'classes'}, {self.annotation or 'no boxes'}"
+        return f"{type(self).__name__}({self.name} {self.split}: {len(self)} of {width}x{height}, {kinds})"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Float32 normalised image (3, H, W) and its target."""
-        return normalize(self.images[index]), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        """Float32 normalised image (3, H, W) and its target: a class number, or int64 (K,) of attributes."""
+        target = self.targets[index]
+        return normalize(self.images[index]), target if self.multilabel else int(target)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once: float32 (B, 3, H, W) and int64 (B,); needs `DataLoader(..., collate_fn=identity)`."""
+        """A whole batch: float32 (B, 3, H, W), int64 (B,) or (B, K); needs `DataLoader(..., collate_fn=identity)`."""
         rows = torch.as_tensor(indices)
         return self.batch(rows), self.targets[rows]
 
     def batch(self, indices: Indices) -> Tensor:
         """Float32 normalised images (B, 3, H, W), as the networks take them."""
-        return normalize(self.images[_rows(indices)])
+        return normalize(self.images[rows_of(indices)])
 
     def truth(self, indices: Indices) -> Tensor:
         """Bool (B, H, W), True on the object: the masks, or else the boxes filled in. ValueError without either."""
-        rows = _rows(indices)
+        rows = rows_of(indices)
         if self.masks is not None:
             return self.masks[rows]
         if self.boxes is not None:
             return rasterize(self.boxes[rows], (self.images.shape[-2], self.images.shape[-1]))
         raise ValueError(f"{self.name} has neither masks nor boxes: localisation needs tiny-imagenet or synth-objects")
 
-    def subset(self, indices: Indices) -> ImageSet:
+    def subset(self, indices: Indices) -> Self:
         """The chosen images, in that order, as a set of their own; all class names stay."""
-        rows = _rows(indices)
-        return replace(
-            self,
-            images=self.images[rows],
-            targets=self.targets[rows],
-            boxes=None if self.boxes is None else self.boxes[rows],
-            masks=None if self.masks is None else self.masks[rows],
-        )
+        return replace(self, **self._chosen(rows_of(indices)))
+
+    def _chosen(self, rows: Tensor | slice) -> dict[str, Any]:
+        """What `subset` replaces: every field that holds a value for each image, which all tensors do."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Training images uint8 (B, 3, H, W), each changed at random: :func:`augment`."""
+        return augment(self.images[rows], generator)
 
     def loader(self, batch_size: int = 128, *, train: bool = False, seed: int = 0) -> DataLoader:
-        """Batches of float32 (B, 3, H, W) and int64 (B,).
+        """Batches of float32 (B, 3, H, W) and int64 (B,), or (B, K) for attributes.
 
         train=True: shuffled, augmented (`augment`), last short batch dropped. Order and augmentation depend on seed and
         epoch alone; `loader.dataset.set_epoch(e)` resumes a run where it was.
@@ -185,7 +200,8 @@ def identity(batch: Any) -> Any:
     return batch
 
 
-def _rows(indices: Indices) -> Tensor | slice:
+def rows_of(indices: Indices) -> Tensor | slice:
+    """Indices as a tensor can be indexed by them."""
     return indices if isinstance(indices, slice) else torch.as_tensor(indices)
 
 
@@ -208,7 +224,7 @@ class _Augmented(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         # keyed by the first index, not by a running count: the same batch whichever process or worker draws it
-        images = augment(self.base.images[rows], self.generator(int(rows[0])))
+        images = self.base.augmented(rows, self.generator(int(rows[0])))
         return normalize(images), self.base.targets[rows]
 
 

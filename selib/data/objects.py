@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from selib.data.cache import SHOWN, Listing, cached, decoded, digest, resize
+from selib.data.cache import SHOWN, Listing, cached, cores, decoded, digest, resize
 from selib.data.imageset import ImageSet
 from selib.profiles import base
 from selib.synth import objects as synth
 
 SPLITS = ("train", "val")
 NAMES = ("cifar10", "cifar100", "tiny-imagenet", "synth-objects")
+FACES = ("celeba", "synth-faces")  # read by `selib.data.load_faces`
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TINY_FOLDER = "tiny-imagenet-200"
 AGAIN = "unpack the archive again"
@@ -67,9 +68,12 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def available(name: str, root: str | Path | None = None) -> bool:
-    """Whether `load` would find this data set; says nothing of its health. Raises ValueError for an unknown name."""
-    # the twin is rendered when it is not on disk
-    return find(name, data_root(root)) is not None or name == "synth-objects"
+    """Whether `load`, or `load_faces`, would find this set; says nothing of its health.
+
+    Raises ValueError for an unknown name.
+    """
+    # a twin is rendered when it is not on disk
+    return find(name, data_root(root)) is not None or name in ("synth-objects", "synth-faces")
 
 
 def load(
@@ -96,6 +100,8 @@ def load(
     for argument, value in (("size", size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, not {value}")
+    if name in FACES:
+        raise ValueError(f"{name} is a set of faces with attributes: selib.data.load_faces reads it")
     base = data_root(root)
     place = find(name, base)
     if name == "synth-objects" and place is None:
@@ -174,10 +180,10 @@ def find(name: str, root: Path) -> Path | None:
         folders = [root / CIFAR[name].folder, root / name]
     elif name == "tiny-imagenet":
         folders = [root / TINY_FOLDER]
-    elif name == "synth-objects":
+    elif name == "synth-objects" or name in FACES:
         folders = [root / name]
     else:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(NAMES)} and folder:PATH")
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join((*NAMES, *FACES))} and folder:PATH")
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
@@ -297,11 +303,11 @@ def _load_cifar_binary(name: str, place: Path, root: Path, split: str, size: int
         def produce(start: int, stop: int) -> tuple[np.ndarray, list[str]]:
             return np.stack([resize(image, size) for image in images[start:stop]]), []
 
-        shape = (len(images), 3, size, size)
+        key, shape = f"{name}-binary-{split}-{size}", (len(images), 3, size, size)
         return ImageSet(
             name,
             split,
-            torch.from_numpy(cached(root, f"{name}-binary-{split}-{size}", version, shape, produce)),
+            torch.from_numpy(cached(root, key, version, shape, produce, threads=cores() if size > 64 else 1)),
             torch.from_numpy(targets),
             names,
         )

@@ -12,7 +12,10 @@ dots) looks like lips, glasses, ties and jewels and says nothing.
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
@@ -1028,5 +1031,30 @@ def scenes(count: int, split: str, seed: int) -> list[Params]:
     """
     if split not in COUNTS:
         raise ValueError(f"split must be one of {', '.join(COUNTS)}, not {split!r}")
-    key = list(COUNTS).index(split)
-    return [sample(np.random.default_rng([seed, key, n]), spurious=split == "spurious") for n in range(count)]
+    key, spurious = list(COUNTS).index(split), split == "spurious"
+    return [sample(np.random.default_rng([seed, key, n]), spurious=spurious) for n in range(count)]
+
+
+def draw_apart(faces: Sequence[tuple[Params, Sequence[str]]]) -> np.ndarray:
+    """Many faces, each with what to remove from it: uint8 (n, 218, 178, 4), image and labels as :func:`draw` gives them.
+
+    Drawn by a process of its own, since much of the work holds the interpreter's lock: call it from several threads.
+    """
+    lines = "".join(json.dumps([params, list(removed)]) + "\n" for params, removed in faces)
+    done = subprocess.run(
+        [sys.executable, "-m", "selib.synth.faces"], input=lines.encode(), capture_output=True, check=False
+    )
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise OSError(f"the process that draws faces ended with status {done.returncode}: {' '.join(last)}")
+    return np.frombuffer(done.stdout, np.uint8).reshape(len(faces), *SIZE, 4)
+
+
+def _main() -> None:
+    cv2.setNumThreads(1)  # one process a core
+    for line in sys.stdin:
+        sys.stdout.buffer.write(np.dstack(draw(*json.loads(line))).tobytes())
+
+
+if __name__ == "__main__":
+    _main()
