@@ -16,10 +16,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from selib.se import Layout, SEBlock, Start, channels_first
+from selib.se import Layout, SEBlock, Start, TargetSEBlock, channels_first
 
 ATTRIBUTE = "selib_se"  # the name of the block in the model, and so the prefix of its parameters
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+Task = Literal["multiclass", "multilabel"]
 
 
 # ---- running a model as it is --------------------------------------------------------------------------------------------
@@ -76,6 +77,17 @@ def logits_of(output: Any) -> Tensor:
             f"the model returned {what}, but class logits (B, K) are needed: wrap it so that it returns them"
         )
     return found[0] if found[0].ndim == 2 else found[0][:, None]
+
+
+def check_task(task: Task) -> None:
+    """ValueError for a task that there is not."""
+    if task not in ("multiclass", "multilabel"):
+        raise ValueError(f'task={task!r} is unknown: use "multiclass" or "multilabel"')
+
+
+def decisions(logits: Tensor, task: Task) -> Tensor:
+    """What logits (N, K) decide: a class (N,) int64, or for ``multilabel`` yes or no for each output, (N, K) bool."""
+    return logits > 0 if task == "multilabel" else logits.argmax(1)
 
 
 @contextmanager
@@ -337,12 +349,83 @@ def _named_site(model: nn.Module, example: Inputs, name: str) -> Site:
     return Site(name, shape, map_layout(shape, [t.shape for t in tensors(example)]) or channels_axis)
 
 
+# ---- recognising global average pooling + linear ------------------------------------------------------------------------
+
+
+def agrees(got: Tensor, want: Tensor, like: Tensor | None = None) -> bool:
+    """Whether logits are the same up to rounding, relative to the largest of ``like`` (by default of ``want``)."""
+    slack = 1e-4 if want.dtype in (torch.float32, torch.float64) else 5e-2
+    largest = (want if like is None else like).abs().max().clamp_min(1e-6)
+    return got.shape == want.shape and bool((got - want).abs().max() <= slack * largest)
+
+
+class Linear:
+    """A linear layer behind global average pooling: means (n, C) -> logits (n, K).
+
+    Means (n, K, C) that every logit has to itself are read each by its own.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight.detach().float()  # (K, C)
+        self.bias = torch.zeros(len(weight), device=weight.device) if bias is None else bias.detach().float()
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        if pooled.ndim == 3:
+            return (pooled * self.weight).sum(2) + self.bias
+        return pooled @ self.weight.T + self.bias
+
+
+def average(x: Tensor, layout: Layout) -> Tensor:
+    """The map with every spatial axis averaged to one: (B, C, 1, …) or (B, 1, …, C)."""
+    return x.mean(tuple(range(2, x.ndim) if layout == "BC*" else range(1, x.ndim - 1)), keepdim=True)
+
+
+def reads_mean(x: Tensor, layout: Layout, into: Tensor) -> bool | None:
+    """Whether what a layer reads, ``into`` (B, C), is the mean of a map: False for mean(F), True for mean(ReLU(F)), else None."""
+    slack = (1e-5 if into.dtype in (torch.float32, torch.float64) else 2e-2) * float(into.abs().max() + 1e-12)
+    for rectifies in (False, True):
+        read = average(x.relu() if rectifies else x, layout).flatten(1)
+        if read.shape == into.shape and torch.allclose(read.float(), into.float(), rtol=1e-4, atol=slack):
+            return rectifies
+    return None
+
+
+def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayout) -> tuple[nn.Linear, bool]:
+    """The one linear layer between the mean of a site's map and the logits, by value, and whether a ReLU precedes the mean.
+
+    Raises:
+        ValueError: if the head is anything else.
+    """
+    maps: list[Tensor] = []
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    # A copy of the map: an in-place ReLU may follow it.
+    watch = [(model.get_submodule(site.name), lambda m, args, output: maps.append(output.clone()))]
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    with evaluating(model), hooked(*watch, *((m, lambda m, a, out: calls.append((m, a[0], out))) for m in layers)):
+        output = _try(model, example, example)
+        logits = logits_of(output)
+        if calls and not layout.prefix and maps[0].ndim > 2:
+            layer, into, made = calls[-1]
+            rectifies = reads_mean(maps[0], layout.layout, into) if made is logits or made is output else None
+            # A subclass may do more than its weights say.
+            if rectifies is not None and agrees(Linear(layer.weight, layer.bias)(into.float()), logits):
+                return layer, rectifies
+    raise ValueError(
+        f"per_target=True: what follows {site.name!r} is not global average pooling and one linear layer, so its targets cannot have "
+        "gates of their own: use per_target=False, or name the averaged map with at="
+    )
+
+
 # ---- attaching -----------------------------------------------------------------------------------------------------------
 
 
 def _apply_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     # A module-level function that finds its block in the module: it survives deepcopy, pickling and torch.compile.
     return module.__dict__[f"_{ATTRIBUTE}"](output)
+
+
+def _apply_target_gates(layer: nn.Linear, args: Any, output: Tensor) -> Tensor:
+    return layer.__dict__[f"_{ATTRIBUTE}"].logits(layer, args[0], output)
 
 
 def _home(model: nn.Module) -> nn.Module:
@@ -355,12 +438,12 @@ def _home(model: nn.Module) -> nn.Module:
 @overload
 def attach_se(
     model: nn.Module, example: Inputs, *, at: str | None = ..., reduction: int = ..., start: Start = ...,
-    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ...,
+    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ..., per_target: bool = ...,
 ) -> SEBlock: ...  # fmt: skip
 @overload
 def attach_se(
     model: nn.Module, example: Inputs, *, at: Mapping[str, str], reduction: int = ..., start: Start = ...,
-    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ...,
+    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ..., per_target: Literal[False] = ...,
 ) -> dict[str, SEBlock]: ...  # fmt: skip
 def attach_se(
     model: nn.Module,
@@ -371,6 +454,7 @@ def attach_se(
     start: Start = "identity",
     layout: Layout | None = None,
     pool: Literal["sample", "batch"] = "sample",
+    per_target: bool = False,
 ) -> SEBlock | dict[str, SEBlock]:
     """Attach an SE block before the classification layer, in place (Roxo et al., 2024, section 3).
 
@@ -384,18 +468,25 @@ def attach_se(
         start: ``"identity"``, or ``"paper"`` for the usual initialisation with F' = s·F.
         layout: ``"BC*"`` or ``"B*C"`` when the shape of the map can be read both ways.
         pool: see :class:`SEBlock`.
+        per_target: one block for each of the K outputs, a :class:`TargetSEBlock`, for a head that is global average pooling and one
+            linear layer: the gates are (B, K, C), and so each output has maps of its own.
 
     Returns:
         The block, or {stream name: block}.
 
     Raises:
-        ValueError: no spatial map, several side by side, an unknown module, an example that does not fit, or blocks attached before.
+        ValueError: no spatial map, several side by side, an unknown module, an example that does not fit, blocks attached before, or
+            ``per_target`` with another head or several streams.
     """
     model = bare(model)
     if attached(model):
         raise ValueError("the model has an SE block already: call selib.detach_se(model) first")
     if isinstance(at, Mapping):
         _check_streams(at)
+        if per_target:
+            raise ValueError(
+                f"per_target=True with the streams at={dict(at)}: one module is needed, whose map is averaged for the classifier"
+            )
     blocks: dict[str, SEBlock] = {}
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
         sites = (
@@ -407,9 +498,16 @@ def attach_se(
             found = site.layout
             if layout and layout != found.layout:
                 found = MapLayout(layout, site.shape[1 if layout == "BC*" else -1])
-            blocks[stream] = SEBlock(
-                found.channels, reduction, start=start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=pool
-            )  # fmt: skip
+            if per_target:
+                layer, rectifies = _linear_head(model, example, site, found)
+                blocks[stream] = TargetSEBlock(
+                    found.channels, layer.out_features, reduction, start=start, layout=found.layout, grid=found.grid, pool=pool,
+                    rectifies=rectifies,
+                )  # fmt: skip
+            else:
+                blocks[stream] = SEBlock(
+                    found.channels, reduction, start=start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=pool
+                )  # fmt: skip
             blocks[stream].site, blocks[stream].stream = site.name, stream
     for block in blocks.values():
         module = model.get_submodule(block.site)
@@ -418,6 +516,9 @@ def attach_se(
         block.train(model.training)
         module.__dict__[f"_{ATTRIBUTE}"] = block  # past Module.__setattr__: the block is registered once, at home
         module.register_forward_hook(_apply_block)
+    if per_target:
+        layer.__dict__[f"_{ATTRIBUTE}"] = blocks[""]
+        layer.register_forward_hook(_apply_target_gates)
     _home(model).add_module(ATTRIBUTE, nn.ModuleDict(blocks) if isinstance(at, Mapping) else blocks[""])
     _forget_compiled()
     return blocks if isinstance(at, Mapping) else blocks[""]
@@ -450,7 +551,7 @@ def detach_se(model: nn.Module) -> None:
         module._modules.pop(ATTRIBUTE, None)
         if module.__dict__.pop(f"_{ATTRIBUTE}", None) is not None:
             for key, hook in list(module._forward_hooks.items()):
-                if hook is _apply_block:
+                if hook in (_apply_block, _apply_target_gates):
                     del module._forward_hooks[key]
     _forget_compiled()
 

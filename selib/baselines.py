@@ -78,7 +78,7 @@ def ablation_cam(model: nn.Module, layer: Layer, *, batch_size: int = 256) -> Ex
     module = _find(model, layer)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        features, logits = _forward(model, module, images)
+        features, logits = features_of(model, module, images)
         channels = features.shape[1]
         ablated = []
         for part in torch.arange(len(images) * channels, device=images.device).split(batch_size):
@@ -103,7 +103,7 @@ def eigen_cam(model: nn.Module, layer: Layer) -> Explainer:
     module = _find(model, layer)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        features, _ = _forward(model, module, images)
+        features, _ = features_of(model, module, images)
         positions = features.float().flatten(2)
         _, values, directions = torch.linalg.svd(positions - positions.mean(2, keepdim=True), full_matrices=False)
         maps = (values[:, :1] * directions[:, 0]).view(-1, *features.shape[2:])
@@ -194,7 +194,7 @@ def _weighted(model: nn.Module, layer: Layer, weights: Callable[[Tensor, int], T
     module = _find(model, layer)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        features, _ = _forward(model, module, images)
+        features, _ = features_of(model, module, images)
         w = torch.stack([weights(image, features.shape[1]) for image in images]).to(features.device)
         return weighted_sum(features, w / w.sum(1, keepdim=True))
 
@@ -242,8 +242,9 @@ def _check_map(module: nn.Module, args: Any, output: Any) -> None:
         )
 
 
-def _forward(model: nn.Module, module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The module's output (B, C, h, w) and the logits (B, K) of one forward pass."""
+def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's output (B, C, h, w) and the logits (B, K) of one forward pass."""
+    module = _find(model, layer)
     seen: list[Tensor] = []
 
     def keep(m: nn.Module, args: Any, output: Tensor) -> None:

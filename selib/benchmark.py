@@ -38,8 +38,8 @@ DEFAULT = ("pointing", "energy", "rank", "iou", "ap", "deletion", "insertion", "
 class Images(Protocol):
     """What :func:`run` needs of a data set; :class:`selib.data.ImageSet` has it."""
 
-    targets: Tensor
-
+    @property
+    def targets(self) -> Tensor: ...
     def batch(self, indices: Any) -> Tensor: ...
     def truth(self, indices: Any) -> Tensor: ...
 
@@ -98,6 +98,7 @@ def run(
     indices: Sequence[int],
     *,
     metrics: Sequence[str] = DEFAULT,
+    localisation: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = LOCALISATION,
     threshold_indices: Sequence[int] = (),
     faithfulness_images: int | None = None,
     limits: Mapping[str, int] | None = None,
@@ -114,7 +115,8 @@ def run(
         model: gives logits (B, K); it runs in evaluation mode on the device of its parameters and is left as it was.
         data: images, targets and, for localisation, masks or boxes.
         explainers: by name; controls are explainers like any other.
-        metrics: columns of the table: names from ``LOCALISATION``, ``FAITHFULNESS`` and "iou".
+        metrics: columns of the table: names from ``localisation``, ``FAITHFULNESS`` and "iou".
+        localisation: measures (heatmaps (B, H, W), masks (B, H, W)) -> (B,) by name.
         threshold_indices: other images of the set, a validation split, on which the threshold of "iou" is chosen.
         faithfulness_images: how many images the faithfulness measures get; None for all.
         limits: {explainer: how many images} for slow ones.
@@ -126,7 +128,7 @@ def run(
     limits = limits or {}
     device, everything = next(model.parameters()).device, len(indices)
     faithful = everything if faithfulness_images is None else faithfulness_images
-    known = [*LOCALISATION, "iou", *FAITHFULNESS]
+    known = [*localisation, "iou", *FAITHFULNESS]
     if unknown := [name for name in metrics if name not in known]:
         raise ValueError(f"metrics={unknown} are unknown: choose from {', '.join(known)}")
     if unknown := [name for name in limits if name not in explainers]:
@@ -177,8 +179,8 @@ def run(
                 for metric in metrics:
                     if metric == "iou":
                         row[metric][places] = m.iou(heatmaps, truth, scores.thresholds[name]).cpu()
-                    elif metric in LOCALISATION:
-                        row[metric][places] = LOCALISATION[metric](heatmaps, truth).cpu()
+                    elif metric in localisation:
+                        row[metric][places] = localisation[metric](heatmaps, truth).cpu()
                     elif k:
                         options = {"steps": steps} if metric in ("deletion", "insertion") else {}
                         with evaluating(model):

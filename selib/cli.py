@@ -6,9 +6,9 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selib import __version__
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     explain.add_argument("--checkpoint", required=True, metavar="FILE", help="written by selib.train.save_checkpoint")
     explain.add_argument("--method", default="influence", choices=("influence", "gate", "top-gate"))
-    explain.add_argument("--target", metavar="K", help="class, by number or name; default: the predicted one")
+    explain.add_argument("--target", metavar="K", help="output, by number or name; default: that of the largest logit")
     explain.add_argument("--out", required=True, metavar="DIR", type=Path)
     explain.set_defaults(command=_explain)
     return parser
@@ -146,21 +146,20 @@ def _explain(chosen: argparse.Namespace) -> int:
 
     from selib import explain, load_checkpoint
     from selib.data import normalize
+    from selib.models import sides
     from selib.plot import overlay
     from selib.results import replacing, write_text
 
     model, meta = load_checkpoint(chosen.checkpoint)
     classes: list[str] = meta["classes"]
     target = _target(chosen.target, classes)
+    height, width = sides(meta["image_size"])
     pictures = {path: _read(path) for path in chosen.images}  # all are read before anything is written
     lines = []
     for path, picture in pictures.items():
-        small = picture.resize(
-            (meta["image_size"],) * 2
-        )  # stretched, not cropped: the heatmap covers the whole picture
+        small = picture.resize((width, height))  # stretched, not cropped: the heatmap covers the whole picture
         explanation = explain(model, normalize(_pixels(small)[None]))
-        predicted = int(explanation.logits[0].argmax())
-        shown = predicted if target is None else target
+        shown = int(explanation.logits[0].argmax()) if target is None else target
         heatmap = explanation.heatmap(chosen.method, target=shown, size=(picture.height, picture.width))[0]
         with replacing(chosen.out / f"{path.stem}.png") as part:
             fromarray(overlay(_pixels(picture), heatmap)).save(part, format="PNG")
@@ -170,17 +169,32 @@ def _explain(chosen: argparse.Namespace) -> int:
                 "overlay": f"{path.stem}.png",
                 "method": chosen.method,
                 "target": classes[shown],
-                "prediction": classes[predicted],
-                "probability": round(float(explanation.logits[0].softmax(0)[predicted]), 6),
+                **_answer(explanation.logits[0], classes, meta["task"]),
                 "top_channels": explanation.influence(shown)[0]
-                .topk(min(10, explanation.gates.shape[1]))
+                .topk(min(10, explanation.gates.shape[-1]))
                 .indices.tolist(),
-                "gates": [round(gate, 6) for gate in explanation.gates[0].tolist()],
+                "gates": [round(gate, 6) for gate in explanation.gates_of(shown)[0].tolist()],
             }
         )
-        print(f"{path}: {lines[-1]['prediction']} ({lines[-1]['probability']:.3f})")
+        print(f"{path}: {_said(lines[-1])}")
     write_text(chosen.out / "explanations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return 0
+
+
+def _answer(logits: Tensor, classes: Sequence[str], task: str) -> dict[str, object]:
+    """What the model says of an image: its class with its probability, or for many answers those that are yes."""
+    if task == "multilabel":
+        found = zip(classes, logits.tolist(), logits.sigmoid().tolist(), strict=True)
+        return {"predictions": {name: round(probability, 6) for name, logit, probability in found if logit > 0}}
+    predicted = int(logits.argmax())
+    return {"prediction": classes[predicted], "probability": round(float(logits.softmax(0)[predicted]), 6)}
+
+
+def _said(line: Mapping[str, Any]) -> str:
+    """The answer of a line of explanations.jsonl, for the screen: the surest first."""
+    answers = line["predictions"] if "predictions" in line else {line["prediction"]: line["probability"]}
+    ranked = sorted(answers.items(), key=lambda answer: -answer[1])
+    return ", ".join(f"{name} ({probability:.3f})" for name, probability in ranked) or "nothing"
 
 
 def _target(text: str | None, classes: Sequence[str]) -> int | None:

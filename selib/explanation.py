@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors
 from selib.head import Head
 from selib.heatmap import normalize, resize, weighted_sum
-from selib.se import Layout, SEBlock, channels_first, scaled
+from selib.se import Layout, SEBlock, TargetSEBlock, channels_first, scaled
 from selib.select import All, NormalQuantile, Select
 
 Method = Literal["influence", "gate", "top-gate"]
@@ -27,7 +27,7 @@ class Explanation:
 
     Attributes:
         logits: (B, K) float32.
-        gates: (B, C) float32, the SE vector s.
+        gates: (B, C) float32, the SE vector s; (B, K, C) when every target has gates of its own.
         features: (B, C, *space) float32, the input F of the SE block, tokens laid out on their grid.
         input_size: *space of the input, the default size of a heatmap; ``None`` when the inputs leave it open.
     """
@@ -59,6 +59,12 @@ class Explanation:
             raise ValueError(f"target={given.tolist()} is not among the {classes} classes 0..{classes - 1}")
         return given.expand(batch)
 
+    def gates_of(self, target: Target = None) -> Tensor:
+        """The SE vector (B, C) that stands before the target's logit: the same for all targets, unless each has its own."""
+        if self.gates.ndim == 2:
+            return self.gates
+        return self.gates[torch.arange(len(self.gates), device=self.gates.device), self._targets(target)]
+
     def _scaled(self, gates: Tensor) -> Tensor:
         return scaled(self._raw, gates, self._gain, self._head.layout)
 
@@ -67,9 +73,12 @@ class Explanation:
         """Logits (B, K) under a manipulated SE vector; only the head runs.
 
         Args:
-            gates: (B, C) or what broadcasts to it, or a function of the gates, e.g. ``lambda s: s * rule.mask(s)``.
+            gates: of the shape of :attr:`gates` or what broadcasts to it, or a function of the gates, e.g.
+                ``lambda s: s * rule.mask(s)``.
         """
         new = gates(self.gates) if callable(gates) else gates.to(self.gates)
+        if self.gates.ndim == 3:
+            return self._head.per_target(self._raw, self._gain * new.expand_as(self.gates))
         with evaluating(self._head.model):
             self._head.prepare()
             rows = self._head.effective(self._scaled(new.expand_as(self.gates)))
@@ -87,7 +96,7 @@ class Explanation:
         targets = self._targets(target)
         head = self._head
         if head.linear is not None:
-            pooled = head.effective(self._scaled(self.gates)).float().flatten(1)
+            pooled = head.effective(self._scaled(self.gates_of(targets))).float().flatten(1)
             return head.linear.weight[targets] * pooled
         with evaluating(head.model):
             head.prepare()
@@ -112,7 +121,7 @@ class Explanation:
         """What a method ranks channels by: the influence, or the gates. (B, C)."""
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-        return self.influence(target) if method == "influence" else self.gates
+        return self.influence(target) if method == "influence" else self.gates_of(target)
 
     def selected(self, method: Method = "influence", target: Target = None, select: Select | None = None) -> Tensor:
         """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for "top-gate", else all."""
@@ -136,9 +145,10 @@ class Explanation:
         if method == "top-gate":
             return weighted_sum(maps, mask / mask.sum(1, keepdim=True).clamp_min(1))
         if method == "gate":
-            return weighted_sum(maps, self.gates * mask)
+            return weighted_sum(maps, self.gates_of(target) * mask)
         if self._head.linear is not None:
-            return weighted_sum(maps, self._head.linear.weight[self._targets(target)] * self._gain * self.gates * mask)
+            weights = self._head.linear.weight[self._targets(target)] * self._gain * self.gates_of(target)
+            return weighted_sum(maps, weights * mask)
         # The share of each position: signed maps have means near zero, so there the magnitude counts.
         maps = maps.abs()
         mean = maps.flatten(2).mean(2)
@@ -158,7 +168,8 @@ class Explanation:
         Args:
             method: ``"influence"``: the channels weighted by their effect on the target's logit; evidence against the target is cut off
                 at zero. ``"gate"``: weighted by their gates. ``"top-gate"``: the paper, the mean of the maps whose gates stand out.
-            target: class index, one per sample or one for all; the predicted class by default. Only "influence" depends on it.
+            target: class index, one per sample or one for all; the predicted class by default. Only "influence" depends on it, unless
+                every target has gates of its own.
             select: which channels take part, by the method's own ranking; see :mod:`selib.select`.
 
         Raises:
@@ -309,11 +320,17 @@ class SEExplainer:
             )
         raw = self._inside[name]
         gates = place.module.gates(raw) if isinstance(place.module, SEBlock) else self._gates[name]
+        scales = place.gain * gates if isinstance(place.module, TargetSEBlock) else None
         # Computed anew: an in-place ReLU may have changed the module's own output since.
-        after = scaled(raw, gates, place.gain, place.layout)
+        after = scaled(raw, gates, place.gain, place.layout) if scales is None else raw
         head = Head(
-            self.model, place.module, inputs, after, logits, layout=place.layout, prefix=place.prefix, last=last
+            self.model, place.module, inputs, after, logits, layout=place.layout, prefix=place.prefix, last=last, scales=scales
         )  # fmt: skip
+        if scales is not None and head.linear is None:
+            raise ValueError(
+                "the head is no longer the linear layer that the gates of each target were attached to: call selib.detach_se(model), "
+                "then attach them again"
+            )
         axes = len(place.grid) if place.grid else raw.ndim - 2
         spaces = [tuple(t.shape[2:] if t.ndim > 2 else t.shape[1:]) for t in tensors(inputs)]
         sizes = {space for space in spaces if len(space) == axes > 0}
@@ -328,7 +345,7 @@ def explain(model: nn.Module, inputs: Inputs) -> Any:
         inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
 
     Raises:
-        ValueError: the model has no SE block, or does not return logits (B, K).
+        ValueError: the model has no SE block, does not return logits (B, K), or has another head than its block was attached to.
     """
     with SEExplainer(model) as explainer:
         return explainer(inputs)

@@ -4,6 +4,12 @@ The network is frozen. Only the SE block learns, to keep the network's own predi
 
     loss = KL( softmax(y_original) || softmax(y_gated) ) + λ · mean(s)
 
+Where every output is a decision of its own (``task="multilabel"``), the divergences of the K decisions are summed: it is that of
+their joint distribution, and λ weighs the same however many outputs there are, since a channel that one of them needs is worth as much
+among forty as among two. Where every output has gates of its own, its own λ · mean(s_k) joins it:
+
+    loss = Σ_k KL( Bernoulli(σ(y_k)) || Bernoulli(σ(ŷ_k)) ) + λ · mean(s)        or, per target,    + λ · Σ_k mean(s_k)
+
 No labels are used. The feature maps are computed once, pooled where the head allows it, so a fit takes seconds on a CPU.
 """
 
@@ -22,13 +28,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from selib.attach import attach_se, attached, bare, detach_se, evaluating, to_device
+from selib.attach import (
+    Task,
+    agrees,
+    attach_se,
+    attached,
+    bare,
+    check_task,
+    decisions,
+    detach_se,
+    evaluating,
+    to_device,
+)
 from selib.explanation import Explanation, SEExplainer
 from selib.head import Head
-from selib.se import SEBlock, scaled
+from selib.se import SEBlock, TargetSEBlock, scaled
 from selib.select import Select, TopFraction
 
 CACHE_LIMIT = 8 * 2**30  # bytes of feature maps held in memory
+PORTION = 1024  # samples at a time where their gates are (n, K, C)
+
+
+def bernoulli_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL( Bernoulli(σ(a)) || Bernoulli(σ(b)) ) in nats, element by element, from logits of any size."""
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    return yes + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
 @dataclass(frozen=True)
@@ -38,9 +62,10 @@ class FeatureCache:
     Attributes:
         maps: (N, …) F as the head reads it, rectified and pooled where that changes nothing.
         squeezed: (N, C) z, what the SE block reads.
-        scales: (N, C) the scale that the maps had in that pass: 1 for a block at its identity start.
+        scales: (N, C) the scale that the maps had in that pass: 1 for a block at its identity start; (N, K, C) where the outputs had
+            different ones.
         logits: (N, K) of the network in that pass.
-        targets: (N,) when the loader has them.
+        targets: (N,) or (N, K) when the loader has them.
         seconds: how long the pass took.
     """
 
@@ -53,26 +78,37 @@ class FeatureCache:
     seconds: float
 
     def run(self, scales: Tensor, rows: Tensor | slice = slice(None), batch: int = 1024) -> Tensor:
-        """Logits (n, K) of the cached maps multiplied by ``scales`` (n, C)."""
+        """Logits (n, K) of the cached maps multiplied by ``scales`` (n, C), or for each output by its own, (n, K, C) or (n, 1, C)."""
         maps = self.maps[rows]
         parts = [
-            self.head(scaled(m, s, 1.0, self.head.layout))
+            self.head(scaled(m, s, 1.0, self.head.layout)) if s.ndim == 2 else self.head.per_target(m, s)
             for m, s in zip(maps.split(batch), scales.split(batch), strict=True)
         ]
         return torch.cat(parts)
 
-    def influence(self) -> Tensor:
-        """Influence (N, C) of each channel on the predicted class in the cached pass: w[k,c]·scale[c]·mean(F[c]).
+    def influence(self, target: int | None = None) -> Tensor:
+        """Influence (N, C) of each channel on a logit in the cached pass, w[k,c]·scale[c]·mean(F[c]): the largest one, or ``target``.
 
         Raises:
-            ValueError: the head is not global average pooling + linear; use :meth:`selib.Explanation.influence` there.
+            ValueError: no such output, or the head is not global average pooling + linear; use :meth:`selib.Explanation.influence` there.
         """
         if self.head.linear is None:
             raise ValueError(
                 "the head is not global average pooling + linear: use selib.explain(model, images).influence()"
             )
-        pooled = scaled(self.maps, self.scales, 1.0, self.head.layout).flatten(1)
-        return self.head.linear.weight[self.logits.argmax(1)] * pooled
+        images, outputs = self.logits.shape
+        if target is not None and not 0 <= target < outputs:
+            raise ValueError(f"target={target} is not among the {outputs} outputs 0..{outputs - 1}")
+        largest = self.logits.argmax(1)
+        index = largest if target is None else torch.full_like(largest, target)
+        every = torch.arange(images, device=index.device)
+        scales = self.scales if self.scales.ndim == 2 else self.scales[every, index]
+        pooled = scaled(self.maps, scales, 1.0, self.head.layout).flatten(1)
+        return self.head.linear.weight[index] * pooled
+
+    def influences(self) -> Tensor:
+        """Influence (N, K, C) of each channel on every logit; see :meth:`influence`."""
+        return torch.stack([self.influence(target) for target in range(self.logits.shape[1])], 1)
 
 
 def _inputs(batch: Any) -> tuple[Any, Tensor | None]:
@@ -124,19 +160,26 @@ def cache_features(
                 raise ValueError(
                     f"the feature maps exceed {CACHE_LIMIT / 2**30:.0f} GB: use a loader with fewer images"
                 )
-            found.append((maps, block.squeeze(ex._raw), block.gain * ex.gates, ex.logits))
+            found.append((maps, block.squeeze(ex._raw), _common(block.gain * ex.gates), ex.logits))
             if labels is not None:
                 targets.append(labels.to(ex.logits.device))
     if head is None:
         raise ValueError("the loader is empty: there are no images to learn the gates from")
+    if len({row[2].ndim for row in found}) > 1:
+        found = [(m, z, s if s.ndim == 3 else s[:, None].expand(-1, y.shape[1], -1), y) for m, z, s, y in found]
     maps, squeezed, scales, logits = (torch.cat([row[i] for row in found]) for i in range(4))
     answers = torch.cat(targets) if targets else None
     cache = FeatureCache(maps, squeezed, scales, logits, answers, head, time.perf_counter() - started)
     if len(logits) > 1 and not head.shared:  # a first batch of one image could not tell
         with evaluating(model):
-            if not head.agrees(cache.run(scales), logits):
+            if not agrees(cache.run(scales), logits):
                 raise ValueError(_BYPASSED)
     return cache
+
+
+def _common(scales: Tensor) -> Tensor:
+    """Scales (n, K, C) that are the same for all K as (n, C): those of an identity start need no K times the memory."""
+    return scales[:, 0].clone() if scales.ndim == 3 and bool((scales == scales[:, :1]).all()) else scales
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -158,10 +201,14 @@ class GateReport:
     All figures but the last three are fractions: ``open_gates`` is the mean share of gates above ½; ``only_top`` and
     ``without_top`` are the agreement when only the top decile of gates is kept or is removed in the gated network, the
     ``original_`` ones the same channels in the ungated network, and ``random_`` the same number of random channels there.
+
+    The agreement is over predictions, and for ``multilabel`` over decisions, each output's yes or no. Where yes is rare, no need not
+    rest on any channel: ``agreement_positive`` is over the decisions that were yes (1 when there was none). To name a class is a yes.
     """
 
     sparsity: float
     agreement: float
+    agreement_positive: float
     open_gates: float
     only_top: float
     without_top: float
@@ -184,9 +231,11 @@ def fit_gates(
     sparsity: float = 1.0,
     *,
     agreement: float | None = None,
+    task: Task = "multiclass",
+    per_target: bool = False,
     epochs: int | None = None,
     lr: float = 1e-2,
-    reduction: int = 1,
+    reduction: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -202,13 +251,19 @@ def fit_gates(
         loader: yields inputs or (inputs, labels); or the :class:`FeatureCache` of an earlier pass over this model.
         sparsity: λ.
         agreement: instead of a λ, a promise: the sparsest gates that keep this share of the predictions on held-out images.
+        task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
+        per_target: attach gates for each output; the head must be global average pooling + linear. A block that is there already says
+            by itself which kind it is.
         epochs: passes over the cached features; by default enough for about 1,000 steps.
-        reduction: r of the block, when it is attached here. To know which channels a prediction rests on, the block must know the
-            prediction: a bottleneck narrower than the number of classes costs agreement.
+        reduction: r of the block, when it is attached here; by default 1, and 4 for the blocks of ``per_target``. To know which channels
+            a prediction rests on, the block must know the prediction: a bottleneck narrower than the number of classes costs
+            agreement, but each of many blocks has one decision to know.
 
     Raises:
-        ValueError: an argument out of range, an empty loader, several SE blocks, or a head that other inputs bypass.
+        ValueError: an argument out of range, an empty loader, several SE blocks, a head that other inputs bypass, or ``per_target``
+            with an attached block that all outputs share.
     """
+    check_task(task)
     if sparsity < 0:
         raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
     if agreement is not None and not 0 < agreement < 1:
@@ -218,7 +273,12 @@ def fit_gates(
     model = bare(model)
     fresh = not isinstance(loader, FeatureCache) and not attached(model)
     if fresh:
-        loader = _attach_first(model, loader, reduction, seed)  # type: ignore[arg-type]
+        reduction = reduction if reduction is not None else 4 if per_target else 1
+        loader = _attach_first(model, loader, reduction, seed, per_target)  # type: ignore[arg-type]
+    elif per_target and not isinstance(_only_block(model), TargetSEBlock):
+        raise ValueError(
+            "per_target=True, but the attached SE block is shared by all outputs: call selib.detach_se first"
+        )
     try:
         cache = loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
         if len(cache.logits) < 2:
@@ -234,21 +294,24 @@ def fit_gates(
     epochs = epochs or max(1, round(1000 / -(-len(kept) // batch_size)))
 
     def attempt(strength: float) -> float:
-        _fit(block, cache, kept, strength, epochs, lr, batch_size, seed, progress)
-        return _agreement(block, cache, held)
+        _fit(block, cache, kept, task, strength, epochs, lr, batch_size, seed, progress)
+        return _agreement(block, cache, held, task)
 
     if agreement is not None:
         sparsity = _sparsest(attempt, agreement)
     attempt(sparsity)
     seconds = time.perf_counter() - started
-    kinds = channel_test(block, cache, rows=held, seed=seed)
+    kinds = channel_test(block, cache, task=task, rows=held, seed=seed)
     scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
+    yes = kinds["gated"][cache.logits[held] > 0] if task == "multilabel" else kinds["gated"]
     with torch.no_grad():
-        open_gates = float((block.excite(cache.squeezed[held]) > 0.5).double().mean())
+        opened = torch.cat([(block.excite(cache.squeezed[part]) > 0.5).flatten() for part in _portions(block, held)])
+        open_gates = int(opened.sum()) / opened.numel()
     names = ("only_top", "without_top", "original_only_top", "original_without_top", "random_only", "random_without")
     return GateReport(
         sparsity=sparsity,
         agreement=scores["gated"],
+        agreement_positive=float(yes.double().mean()) if len(yes) else 1.0,
         open_gates=open_gates,
         images=len(cache.logits),
         cache_seconds=cache.seconds,
@@ -257,14 +320,16 @@ def fit_gates(
     )
 
 
-def _attach_first(model: nn.Module, loader: Iterable[Any], reduction: int, seed: int) -> Iterable[Any]:
+def _attach_first(
+    model: nn.Module, loader: Iterable[Any], reduction: int, seed: int, per_target: bool
+) -> Iterable[Any]:
     """Attach a block by the first batch of a loader; returns the loader with that batch still in it."""
     first = next(iter(loader), None)
     if first is None:
         raise ValueError("the loader is empty: there are no images to learn the gates from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attach_se(model, to_device(_inputs(first)[0], _device(model)), reduction=reduction)
+        attach_se(model, to_device(_inputs(first)[0], _device(model)), reduction=reduction, per_target=per_target)
     return chain([first], loader) if isinstance(loader, Iterator) else loader
 
 
@@ -272,6 +337,7 @@ def _fit(
     block: SEBlock,
     cache: FeatureCache,
     rows: Tensor,
+    task: Task,
     sparsity: float,
     epochs: int,
     lr: float,
@@ -289,15 +355,21 @@ def _fit(
         optimizer = torch.optim.AdamW(weights, lr)
         steps = epochs * -(-len(rows) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
-        teacher = cache.logits.log_softmax(1)
+        teacher = cache.logits if task == "multilabel" else cache.logits.log_softmax(1)
+        # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
+        strength = sparsity * (block.targets if isinstance(block, TargetSEBlock) and task == "multilabel" else 1)
         bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
         for _ in range(epochs):
             for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):
                 gates = block.excite(cache.squeezed[index])
-                student = cache.run(gates, index).log_softmax(1)
-                loss = (
-                    F.kl_div(student, teacher[index], reduction="batchmean", log_target=True) + sparsity * gates.mean()
-                )
+                student = cache.run(gates, index)
+                if task == "multilabel":
+                    divergence = bernoulli_kl(teacher[index], student).sum(1).mean()
+                else:
+                    divergence = F.kl_div(
+                        student.log_softmax(1), teacher[index], reduction="batchmean", log_target=True
+                    )
+                loss = divergence + strength * gates.mean()
                 # Gradients of the block alone: backward() would also fill those of the frozen head.
                 for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                     weight.grad = gradient
@@ -310,10 +382,15 @@ def _fit(
             weight.requires_grad_(before)
 
 
+def _portions(block: SEBlock, rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows in portions whose gates fit into memory."""
+    return rows.split(PORTION if isinstance(block, TargetSEBlock) else max(1, len(rows)))
+
+
 @torch.no_grad()
-def _agreement(block: SEBlock, cache: FeatureCache, rows: Tensor) -> float:
-    gated = cache.run(block.excite(cache.squeezed[rows]), rows).argmax(1)
-    return float((gated == cache.logits[rows].argmax(1)).double().mean())
+def _agreement(block: SEBlock, cache: FeatureCache, rows: Tensor, task: Task) -> float:
+    gated = torch.cat([cache.run(block.excite(cache.squeezed[part]), part) for part in _portions(block, rows)])
+    return float((decisions(gated, task) == decisions(cache.logits[rows], task)).double().mean())
 
 
 def _sparsest(attempt: Any, agreement: float, low: float = 1e-2, high: float = 30.0, rounds: int = 5) -> float:
@@ -334,6 +411,7 @@ def channel_test(
     block: SEBlock,
     cache: FeatureCache,
     *,
+    task: Task = "multiclass",
     select: Select | None = None,
     ranking: Tensor | None = None,
     targets: Tensor | None = None,
@@ -343,34 +421,51 @@ def channel_test(
     """Are the top channels sufficient and necessary? Which samples stay right with only them, and without them.
 
     Args:
+        task: ``"multilabel"`` where every output is a decision of its own.
         select: which channels are the top ones; the top decile of each sample by default.
-        ranking: (N, C) what they are ranked by; the block's gates by default.
-        targets: (N,) what counts as right; the network's own predictions by default, labels for accuracy.
+        ranking: (N, C) what they are ranked by, or (N, K, C) for each output by itself; the block's gates by default.
+        targets: (N,), or (N, K) of 0 and 1, what counts as right; the network's own decisions by default, labels for accuracy.
         rows: which samples of the cache.
 
     Returns:
-        Bool (n,) each: ``original`` and ``gated`` (all channels), ``only_top`` and ``without_top`` in the gated network,
-        ``original_only_top`` and ``original_without_top`` in the ungated one, and there also ``random_only`` and
-        ``random_without``, as many channels drawn at random for each sample.
+        Bool (n,) each, for ``multilabel`` (n, K): ``original`` and ``gated`` (all channels), ``only_top`` and ``without_top`` in the
+        gated network, ``original_only_top`` and ``original_without_top`` in the ungated one, and there also ``random_only`` and
+        ``random_without``, as many channels drawn at random for each sample. Where gates or ranking are each output's own, so are
+        the channels that are kept or removed for its logit.
+
+    Raises:
+        ValueError: an unknown task, or channels for each output with a head that is not global average pooling + linear.
     """
+    check_task(task)
     rule = select or TopFraction(0.10)
-    gates = block.gain * block.excite(cache.squeezed[rows])
-    base = cache.scales[rows]
-    scores = gates if ranking is None else ranking[rows]
-    top = rule.mask(scores)
-    noise = torch.rand(gates.shape, generator=torch.Generator().manual_seed(seed)).to(gates.device)
-    # The same number of channels as the rule took, sample by sample.
-    rank = noise.argsort(1).argsort(1)
-    random = rank < top.sum(1, keepdim=True)
-    right = (cache.logits.argmax(1) if targets is None else targets)[rows]
-    scales = {
-        "original": base,
-        "gated": gates,
-        "only_top": gates * top,
-        "without_top": gates * ~top,
-        "original_only_top": base * top,
-        "original_without_top": base * ~top,
-        "random_only": base * random,
-        "random_without": base * ~random,
-    }
-    return {name: cache.run(scale, rows).argmax(1) == right for name, scale in scales.items()}
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(len(cache.logits), device=cache.logits.device)[rows]
+    right = decisions(cache.logits, task) if targets is None else targets.bool() if task == "multilabel" else targets
+    apart = isinstance(block, TargetSEBlock) or cache.scales.ndim == 3 or (ranking is not None and ranking.ndim == 3)
+    size = PORTION if apart else max(1, len(index))
+    found: dict[str, Tensor] = {}
+    for number, part in enumerate(index.split(size)):
+        gates = block.gain * block.excite(cache.squeezed[part])
+        scores = gates if ranking is None else ranking[part]
+        top = rule.mask(scores.flatten(0, -2)).view_as(scores)
+        noise = torch.rand(top.shape, generator=generator).to(top.device)
+        # The same number of channels as the rule took, sample by sample.
+        random = noise.argsort(-1).argsort(-1) < top.sum(-1, keepdim=True)
+        base = cache.scales[part]
+        if apart:
+            gates, base, top, random = (t if t.ndim == 3 else t[:, None] for t in (gates, base, top, random))
+        scales = {
+            "original": base,
+            "gated": gates,
+            "only_top": gates * top,
+            "without_top": gates * ~top,
+            "original_only_top": base * top,
+            "original_without_top": base * ~top,
+            "random_only": base * random,
+            "random_without": base * ~random,
+        }
+        if not found:  # all at once: small results between large temporaries would leave holes in memory
+            found = {name: torch.empty_like(right[index], dtype=torch.bool) for name in scales}
+        for name, scale in scales.items():
+            found[name][number * size :][: len(part)] = decisions(cache.run(scale, part), task) == right[part]
+    return found

@@ -15,7 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selib.attach import Inputs, call, channels_first, evaluating, hooked, logits_of
+from selib.attach import (
+    Inputs,
+    Linear,
+    agrees,
+    average,
+    call,
+    channels_first,
+    evaluating,
+    hooked,
+    logits_of,
+    reads_mean,
+)
 from selib.se import Layout, SEBlock
 
 
@@ -37,17 +48,6 @@ def repeat(inputs: Any, count: int) -> Any:
     return tuple(repeat(v, count) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs
 
 
-class Linear:
-    """Global average pooling and one linear layer, recognised by value in a forward pass that is under way anyway."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight.detach().float()  # (K, C)
-        self.bias = torch.zeros(len(weight), device=weight.device) if bias is None else bias.detach().float()
-
-    def __call__(self, pooled: Tensor) -> Tensor:
-        return pooled @ self.weight.T + self.bias
-
-
 class Head:
     """What follows a gated feature map in a model.
 
@@ -55,10 +55,11 @@ class Head:
         model: the model, unchanged since ``logits`` were computed.
         module: the module whose output is the gated map F'.
         inputs: the batch that was explained.
-        scaled: F' of that batch, in the model's own layout.
+        scaled: F' of that batch, in the model's own layout; F where the targets have gates of their own.
         logits: (B, K) of that batch: every way of running the head is checked against them before it is used.
         layout, prefix: of the map.
         last: the last linear layer of the forward pass with its input, if its output was the logits.
+        scales: (B, K, C) of the map's means where every target has its own.
 
     Attributes:
         linear: the closed form when the head is global average pooling + linear, else ``None``.
@@ -78,6 +79,7 @@ class Head:
         layout: Layout = "BC*",
         prefix: int = 0,
         last: tuple[nn.Linear, Tensor] | None = None,
+        scales: Tensor | None = None,
     ) -> None:
         self.model, self.module, self.inputs, self.scaled, self.logits = model, module, inputs, scaled, logits
         self.layout, self.prefix = layout, prefix
@@ -89,32 +91,19 @@ class Head:
         self.shared = False
         if last is not None and scaled.ndim > 2 and not prefix:
             layer, into = last
-            for rectifies in (False, True):
-                read = self.pool(scaled.relu() if rectifies else scaled).flatten(1)
-                if read.shape != into.shape or not torch.allclose(
-                    read.float(), into.float(), rtol=1e-4, atol=self._slack(into)
-                ):
-                    continue
-                linear = Linear(layer.weight, layer.bias)
-                if self.agrees(linear(read.float()), logits):  # a subclass may do more than its weights say
-                    self.linear = linear
-                    self.rectifies = rectifies and bool((scaled < 0).any())
-                    self.pooled = self.shared = True
-                    break
+            rectifies = reads_mean(scaled, layout, into)
+            linear = Linear(layer.weight, layer.bias)
+            if rectifies is not None and self._is(linear, into.float(), scales):
+                self.linear = linear
+                self.rectifies = rectifies and bool((scaled < 0).any())
+                self.pooled = self.shared = True
 
-    @staticmethod
-    def _slack(like: Tensor) -> float:
-        return (1e-5 if like.dtype in (torch.float32, torch.float64) else 2e-2) * float(like.abs().max() + 1e-12)
-
-    @staticmethod
-    def agrees(got: Tensor, want: Tensor) -> bool:
-        """Whether logits are the same up to rounding."""
-        slack = 1e-4 if want.dtype in (torch.float32, torch.float64) else 5e-2
-        return got.shape == want.shape and bool((got - want).abs().max() <= slack * want.abs().max().clamp_min(1e-6))
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The map with every spatial axis averaged to one: (B, C, 1, …) or (B, 1, …, C)."""
-        return x.mean(tuple(range(2, x.ndim) if self.layout == "BC*" else range(1, x.ndim - 1)), keepdim=True)
+    def _is(self, linear: Linear, means: Tensor, scales: Tensor | None) -> bool:
+        """Whether the logits are those of a linear layer: a subclass may do more than its weights say."""
+        if scales is None:
+            return agrees(linear(means), self.logits)
+        # Gated logits are computed as a difference to those without gates, and so as exact as these.
+        return agrees(linear(means[:, None] * scales), self.logits, like=linear(means))
 
     def _run(self, rows: Tensor, sample: int) -> Tensor:
         one = take(self.inputs, sample, len(self.scaled))
@@ -140,7 +129,7 @@ class Head:
             got = self._run(rows, sample)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False  # a head that cannot take a map of this size, or an operator that vmap does not know
-        return self.agrees(got, self.logits[samples])
+        return agrees(got, self.logits[samples])
 
     def prepare(self) -> None:
         """Find out, by running it, what kind of head this is. Called once, before the first run.
@@ -166,12 +155,24 @@ class Head:
                 probe, samples = (self.scaled, everything) if self.shared else (self.scaled[:1], slice(0, 1))
                 self.rectifies = bool((probe < 0).any()) and self._reproduces(probe.relu(), samples, 0)
                 probe = probe.relu() if self.rectifies else probe
-                self.pooled = not self.prefix and self._reproduces(self.pool(probe), samples, 0)
+                self.pooled = not self.prefix and self._reproduces(average(probe, self.layout), samples, 0)
 
     def effective(self, x: Tensor) -> Tensor:
         """The map as the head reads it, as small as possible: rectified and pooled where that changes nothing."""
         x = x.relu() if self.rectifies else x
-        return self.pool(x) if self.pooled else x
+        return average(x, self.layout) if self.pooled else x
+
+    def per_target(self, maps: Tensor, scales: Tensor) -> Tensor:
+        """Logits (n, K) of maps (n, …) that every target scales in its own way, (n, K, C); differentiable in ``scales``.
+
+        Raises:
+            ValueError: the head is not global average pooling + linear.
+        """
+        if self.linear is None:
+            raise ValueError(
+                "the head is not global average pooling + linear, so its targets cannot have scales (n, K, C) of their own: give (n, C)"
+            )
+        return self.linear(self.effective(maps).flatten(1).float()[:, None] * scales)
 
     def __call__(self, rows: Tensor, sample: int = 0) -> Tensor:
         """Gated maps (n, …), as F' or as :meth:`effective` gives them -> logits (n, K); differentiable in ``rows``.

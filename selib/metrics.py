@@ -35,6 +35,19 @@ def _flat(heatmaps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return heatmaps.flatten(1).double(), masks.to(heatmaps.device).flatten(1)
 
 
+def dilate(masks: Tensor, margin: tuple[int, int]) -> Tensor:
+    """Masks bool (B, H, W) grown by (rows, columns) pixels on every side.
+
+    A map cannot be sharper than its cells: grown by one cell, (H / h, W / w), a mask holds all that a map of (h, w) cells can
+    have meant by it.
+    """
+    if masks.dtype != torch.bool or masks.ndim != 3:
+        raise TypeError(f"dilate takes bool masks (B, H, W), not {masks.dtype} {tuple(masks.shape)}")
+    rows, columns = margin
+    grown = F.max_pool2d(masks[:, None].float(), (2 * rows + 1, 2 * columns + 1), 1, (rows, columns))
+    return grown[:, 0] > 0
+
+
 def pointing_game(heatmaps: Tensor, masks: Tensor) -> Tensor:
     """Whether the largest value lies inside the mask (Zhang et al., 2018), in [0, 1].
 

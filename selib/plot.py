@@ -186,6 +186,99 @@ def channel_strip(image: Tensor, maps: Tensor, labels: Sequence[str]) -> Figure:
     return fig
 
 
+@styled
+def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = ()) -> Figure:
+    """Many images uint8 (N, 3, H, W) on one page."""
+    rows = -(-len(images) // columns)
+    fig, axes = figure(0.78 * columns, 0.95 * rows + (0.2 * rows if titles else 0), rows, columns)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for place, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        if titles:
+            ax.set_title(titles[place], fontsize=6)
+    return fig
+
+
+@styled
+def attribute_grid(
+    images: Tensor, heatmaps: Mapping[str, Tensor], said: Mapping[str, Tensor], *, titles: Sequence[str] = ()
+) -> Figure:
+    """Attributes down, persons across; a map only where the network says that the attribute is there.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        heatmaps: {attribute: (B, H, W) in [0, 1]}.
+        said: {attribute: probabilities (B,)}.
+    """
+    shape = (len(heatmaps) + 1, len(images))
+    fig, axes = figure(1.0 * shape[1] + 0.9, 1.2 * shape[0], *shape)
+    for column, image in enumerate(images):
+        axes[0][column].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        if titles:
+            axes[0][column].set_title(titles[column], fontsize=7)
+        for row, (name, maps) in enumerate(heatmaps.items(), 1):
+            there = float(said[name][column]) > 0.5
+            picture = overlay(image, maps[column]) if there else image.float().mean(0).div(255).numpy()
+            options: dict[str, Any] = {} if there else {"cmap": "gray", "vmin": -0.6, "vmax": 1.4}
+            axes[row][column].imshow(picture, interpolation="nearest", **options)
+            axes[row][column].set_title(f"{float(said[name][column]):.0%}", fontsize=7, pad=2)
+            if column == 0:
+                axes[row][0].set_ylabel(name, fontsize=7)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        sns.despine(ax=ax, left=True, bottom=True)
+    return fig
+
+
+@styled
+def side_by_side(values: Mapping[str, Sequence[float]], names: Sequence[str], *, xlabel: str) -> Figure:
+    """One dot for every name and series, {series: (n,)}; the names sorted by the first series."""
+    first = next(iter(values.values()))
+    order = sorted(range(len(names)), key=lambda i: first[i])
+    fig, axes = figure(5.6, 0.165 * len(names) + 0.7)
+    ax = axes[0][0]
+    for (label, series), colour, marker in zip(
+        values.items(), (OTHERS, OURS, "#009E73", "#CC79A7"), "oDs^", strict=False
+    ):
+        ax.plot(
+            [series[i] for i in order], range(len(order)), marker, color=colour, markersize=4, label=label, alpha=0.85
+        )
+    ax.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7)
+    ax.set(xlabel=xlabel, ylim=(-0.7, len(order) - 0.3))
+    ax.legend(loc="lower right")
+    return fig
+
+
+@styled
+def part_grid(values: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Figure:
+    """{attribute: {part: (a, b)}} as two coloured tables, parts down and attributes across: a on the left, b on the right."""
+    parts = sorted({part for row in values.values() for part in row}, key=lambda part: -max(row.get(part, (0,))[0] for row in values.values()))  # fmt: skip
+    titles = ("energy of influence, times the part's area", "fall of the logit without the part")
+    fig, axes = figure(8.5, 0.23 * len(parts) + 0.8, 1, 2, sharey=True)
+    for side, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        cells = np.array([[_cell(row, part, side) for row in values.values()] for part in parts], float)
+        options: dict[str, Any] = {"cmap": COLORMAP} if side == 0 else {"cmap": "vlag", "center": 0}
+        sns.heatmap(
+            cells,
+            ax=ax,
+            annot=True,
+            fmt=".1f",
+            xticklabels=list(values),
+            yticklabels=parts,
+            annot_kws={"size": 7},
+            **options,
+        )
+        ax.set_title(title)
+        ax.tick_params(axis="y", rotation=0)
+    return fig
+
+
+def _cell(row: Mapping[str, tuple[float, float | None]], part: str, side: int) -> float:
+    value = row[part][side] if part in row else None
+    return float("nan") if value is None else value
+
+
 def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate s") -> None:
     """Draw channel weights (C,) in falling order into ``ax``, the chosen ones, bool (C,), coloured."""
     order = gates.argsort(descending=True)

@@ -21,6 +21,18 @@ class Profile:
     train_limit: int | None  # training images kept of a real set, balanced over classes; None keeps all
     twin_train: int  # images of synth-objects to render and train on
     twin_epochs: int  # passes over them
+    face_train: int  # images of synth-faces to render and train on
+    face_test: int  # and to report on
+    face_seeds: tuple[int, ...]  # one training run for each, with SE and without
+    face_epochs: int  # passes over them, or over CelebA, on a CPU
+    face_gpu_epochs: int | None  # the same on a GPU, with ResNet-18; None keeps the small network there too
+    face_from_shipped: bool  # start from the shipped network, or from nothing
+    celeba_limit: int | None  # images of each split of the real CelebA; None keeps all 162,770, 19,867 and 19,962
+    shortcut_train: (
+        int  # images of the spurious split, and of the clean one, for networks that are asked for glasses alone
+    )
+    shortcut_epochs: int  # passes over them
+    pairs_per_attribute: int  # faces in a localisation table, for each attribute that has a place
     seeds: tuple[int, ...]  # one training run per seed; intervals over seeds need at least three
     gate_epochs: int | None  # passes of the gate distillation over cached features; None leaves it to fit_gates
     explain_images: int  # validation images in a localisation table
@@ -41,6 +53,16 @@ PROFILES = {
             train_limit=1500,
             twin_train=800,
             twin_epochs=1,
+            face_train=300,
+            face_test=120,
+            face_seeds=(0,),
+            face_epochs=1,
+            face_gpu_epochs=None,
+            face_from_shipped=True,
+            celeba_limit=300,
+            shortcut_train=300,
+            shortcut_epochs=1,
+            pairs_per_attribute=2,
             seeds=(0,),
             gate_epochs=60,
             explain_images=32,
@@ -57,6 +79,16 @@ PROFILES = {
             train_limit=None,
             twin_train=3000,
             twin_epochs=2,
+            face_train=3000,
+            face_test=1000,
+            face_seeds=(0, 1, 2),
+            face_epochs=2,
+            face_gpu_epochs=None,
+            face_from_shipped=True,
+            celeba_limit=None,
+            shortcut_train=3000,
+            shortcut_epochs=4,
+            pairs_per_attribute=8,
             seeds=(0,),
             gate_epochs=None,
             explain_images=200,
@@ -73,6 +105,16 @@ PROFILES = {
             train_limit=None,
             twin_train=8000,
             twin_epochs=4,
+            face_train=6000,
+            face_test=1500,
+            face_seeds=(0, 1, 2),
+            face_epochs=16,
+            face_gpu_epochs=12,
+            face_from_shipped=False,
+            celeba_limit=None,
+            shortcut_train=6000,
+            shortcut_epochs=6,
+            pairs_per_attribute=16,
             seeds=(0, 1, 2),
             gate_epochs=None,
             explain_images=300,

@@ -1,4 +1,7 @@
-"""The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al. (2024)."""
+"""The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al. (2024).
+
+One block for all targets, :class:`SEBlock`, or one block for each, :class:`TargetSEBlock`.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +86,9 @@ class SEBlock(nn.Module):
         self.site = ""  # the module whose output is gated, and the stream it stands for; set by attach_se
         self.stream = ""
         self.features = nn.Identity()
-        self.fc1 = nn.Linear(channels, max(1, channels // reduction))
-        self.fc2 = nn.Linear(self.fc1.out_features, channels)
+        self.bottleneck = max(1, channels // reduction)
+        self.fc1 = nn.Linear(channels, self.bottleneck)
+        self.fc2: nn.Linear | Stacked = nn.Linear(self.bottleneck, channels)
         self._override: Tensor | Callable[[Tensor], Tensor] | None = None
         self.restart(start)
 
@@ -124,14 +128,18 @@ class SEBlock(nn.Module):
         """F' = g·s·F for gates (B, C); keeps the dtype of ``x``."""
         return scaled(x, gates, self.gain, self.layout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _seen(self, x: Tensor) -> Tensor:
+        """The feature map as ``features`` shows it to hooks."""
         channel_axis = 1 if self.layout == "BC*" else -1
         if x.shape[channel_axis] != self.channels:
             raise ValueError(
                 f"the SE block has {self.channels} channels, but the feature map {tuple(x.shape)} has {x.shape[channel_axis]} "
                 f"on axis {channel_axis}: attach it again with an example of the right shape"
             )
-        x = self.features(x)
+        return self.features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._seen(x)
         return self.scale(x, self.gates(x))
 
     @contextmanager
@@ -139,8 +147,8 @@ class SEBlock(nn.Module):
         """Replace the SE vector within a ``with`` block.
 
         Args:
-            gates: a tensor that broadcasts to (B, C), or a function from the block's own gates to new ones, for example
-                ``lambda s: s * selib.TopFraction(0.1).mask(s)`` to keep the top decile only.
+            gates: a tensor that broadcasts to the shape of the gates, or a function from the block's own gates to new ones, for
+                example ``lambda s: s * selib.TopFraction(0.1).mask(s)`` to keep the top decile only.
         """
         before, self._override = self._override, gates
         try:
@@ -162,3 +170,92 @@ class SEBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, layout={self.layout!r}, gain={self.gain:g}"
+
+
+class Stacked(nn.Module):
+    """K linear layers side by side: (B, K, inputs) -> (B, K, outputs), y_k = W_k x_k + b_k."""
+
+    def __init__(self, count: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, outputs, inputs))
+        self.bias = nn.Parameter(
+            torch.empty(count * outputs)
+        )  # flat: optimizers know what must not decay by its one axis
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start every layer as ``nn.Linear`` starts."""
+        bound = self.weight.shape[2] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bki,koi->bko", x, self.weight) + self.bias.view(self.weight.shape[:2])
+
+
+class TargetSEBlock(SEBlock):
+    """One SE block for each of K targets, side by side, before a head that is global average pooling and one linear layer.
+
+        s_k = σ(W₂_k ReLU(W₁_k z)),    y_k = Σ_c w[k,c]·g·s[k,c]·z[c] + b_k,    z = mean(F)
+
+    A map cannot be scaled in K ways at once, so F passes unchanged and the gates act where its mean meets the weights of the
+    linear layer: on each target's logit by itself. The gates are (B, K, C); no target's depend on another's weights.
+
+    Args:
+        channels, reduction, start, layout, grid, pool: see :class:`SEBlock`; every target has a bottleneck of its own.
+        targets: K.
+        rectifies: the head reads the mean of ReLU(F), and so does the squeeze (DenseNet).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        targets: int,
+        reduction: int = 16,
+        *,
+        start: Start = "identity",
+        layout: Layout = "BC*",
+        grid: tuple[int, ...] | None = None,
+        pool: Literal["sample", "batch"] = "sample",
+        rectifies: bool = False,
+    ) -> None:
+        if targets < 1:
+            raise ValueError(f"targets must be at least 1, got targets={targets}")
+        super().__init__(channels, reduction, start=start, layout=layout, grid=grid, pool=pool)
+        self.targets = targets
+        self.rectifies = rectifies
+        self.fc1 = nn.Linear(channels, targets * self.bottleneck)
+        self.fc2 = Stacked(targets, self.bottleneck, channels)
+        self.restart(start)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """z: the feature map, or its mean as the linear layer reads it -> (B, C)."""
+        return super().squeeze(x.relu() if self.rectifies else x)
+
+    def excite(self, z: Tensor) -> Tensor:
+        """s_k = σ(W₂_k ReLU(W₁_k z)) of every target: (B, C) -> gates (B, K, C) in (0, 1), always computed in float32."""
+        with torch.autocast(z.device.type, enabled=False):
+            hidden = torch.relu(self.fc1(z.to(self.fc1.weight.dtype)))
+            return torch.sigmoid(self.fc2(hidden.unflatten(1, (self.targets, self.bottleneck))))
+
+    def scale(self, x: Tensor, gates: Tensor) -> Tensor:
+        """g·s_k·z of every target: z (B, C) and gates (B, K, C) -> (B, K, C)."""
+        return x[:, None] * (self.gain * gates).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F -> F: the gates come later, in :meth:`logits`."""
+        return self._seen(x).clone()  # what follows may work in place, and F is still to be shown
+
+    def logits(self, layer: nn.Linear, z: Tensor, output: Tensor) -> Tensor:
+        """y (B, K) from z (B, C) and what the linear layer makes of it; a dropout before the layer has acted on z.
+
+        The difference to the gated logits is added, so that scales of 1 leave the output as it is, bit for bit.
+        """
+        gates = self.gates(z)
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(gates.dtype)
+            change = ((self.scale(z, gates) - z[:, None]) * layer.weight.to(gates.dtype)).sum(2)
+        return (output + change).to(output.dtype)
+
+    def extra_repr(self) -> str:
+        return f"targets={self.targets}, {super().extra_repr()}"

@@ -1,4 +1,4 @@
-"""Which channels to show: composable rules that turn channel weights (B, C) into a mask (B, C)."""
+"""Which channels to show: composable rules that turn channel weights (…, C) into a mask (…, C)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Select(Protocol):
     """A selection rule."""
 
     def mask(self, weights: Tensor) -> Tensor:
-        """Channel weights (B, C) -> bool (B, C), at least one True in every row unless the rule says otherwise."""
+        """Channel weights (B, C), or (B, K, C) of targets, -> bool alike, at least one True in every row unless the rule says otherwise."""
         ...
 
 
 def _top(weights: Tensor, k: int) -> Tensor:
     # A stable sort keeps ties reproducible: among equal weights the lower channel index wins.
-    order = weights.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return torch.zeros_like(weights, dtype=torch.bool).scatter_(1, order, True)
+    order = weights.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, True)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TopFraction:
         return max(1, int(-(-exact // 1)))
 
     def mask(self, weights: Tensor) -> Tensor:
-        return _top(weights, self.count(weights.shape[1]))
+        return _top(weights, self.count(weights.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class Channels:
     indices: Sequence[int]
 
     def mask(self, weights: Tensor) -> Tensor:
-        channels = weights.shape[1]
+        channels = weights.shape[-1]
         wrong = [i for i in self.indices if not -channels <= i < channels]
         if wrong:
             raise ValueError(f"Channels: {wrong} are not among the {channels} channels")
         mask = torch.zeros_like(weights, dtype=torch.bool)
-        mask[:, list(self.indices)] = True
+        mask[..., list(self.indices)] = True
         return mask
 
 
@@ -105,17 +105,17 @@ class NormalQuantile:
     z: float = 1.2816
 
     def mask(self, weights: Tensor) -> Tensor:
-        if weights.shape[1] < 2:
+        if weights.shape[-1] < 2:
             return torch.ones_like(weights, dtype=torch.bool)
-        spread = weights.std(1, keepdim=True)
+        spread = weights.std(-1, keepdim=True)
         # The mean of equal numbers is rounded: without the second test all of them might exceed it.
-        constant = weights.amin(1, keepdim=True) == weights.amax(1, keepdim=True)
-        mask = (weights > weights.mean(1, keepdim=True) + self.z * spread) & ~constant
-        empty = ~mask.any(1)
+        constant = weights.amin(-1, keepdim=True) == weights.amax(-1, keepdim=True)
+        mask = (weights > weights.mean(-1, keepdim=True) + self.z * spread) & ~constant
+        empty = ~mask.any(-1)
         if empty.any():
             rest = TopFraction(max(1 - NormalDist().cdf(self.z), 1e-9))
             warnings.warn(
-                f"the normal-quantile rule selected no channel for {int(empty.sum())} of {len(empty)} samples (constant or "
+                f"the normal-quantile rule selected no channel for {int(empty.sum())} of {empty.numel()} samples (constant or "
                 f"saturated weights): the top {rest.q:.0%} were taken there instead",
                 stacklevel=3,
             )

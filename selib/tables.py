@@ -12,7 +12,7 @@ from selib.benchmark import LOWER_IS_BETTER, Scores
 from selib.stats import Interval, bootstrap, paired, paired_over_seeds
 
 HEADINGS = {
-    "pointing": "pointing", "energy": "energy in box", "rank": "rank accuracy", "iou": "IoU", "ap": "AP", "deletion": "deletion",
+    "pointing": "pointing", "near": "energy within one cell", "energy": "energy inside", "rank": "rank accuracy", "iou": "IoU", "ap": "AP", "deletion": "deletion",
     "insertion": "insertion", "drop": "average drop", "increase": "increase", "road": "ROAD",
 }  # fmt: skip
 

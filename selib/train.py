@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from selib.attach import attach_se, attached, bare, call, evaluating, logits_of, to_device
-from selib.models import build
+from selib.attach import Task, attach_se, attached, bare, call, check_task, decisions, evaluating, logits_of, to_device
+from selib.models import build, sides
 from selib.results import replacing, write_text
-
-Task = Literal["multiclass", "multilabel"]
+from selib.se import TargetSEBlock
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -97,13 +96,12 @@ def fit(
         out: folder for ``metrics.jsonl`` and ``state.safetensors``; a run found there is resumed, a finished one just loaded.
 
     Returns:
-        One dict per epoch: epoch, loss, seconds, and val_accuracy, val_loss when ``val`` is given.
+        One dict per epoch: epoch, loss, seconds, and what :func:`evaluate` returns as val_accuracy, val_loss … when ``val`` is given.
 
     Raises:
         ValueError: a loss that is not finite, a state of another architecture in ``out``, an unknown task.
     """
-    if task not in ("multiclass", "multilabel"):
-        raise ValueError(f'task={task!r} is unknown: use "multiclass" or "multilabel"')
+    check_task(task)
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
     if optimizer not in ("sgd", "adamw"):
@@ -200,16 +198,57 @@ def predict(
 def evaluate(
     model: nn.Module, loader: Iterable[Any], *, task: Task = "multiclass", device: str = "auto"
 ) -> dict[str, float]:
-    """Accuracy and loss; for ``multilabel`` the mean accuracy over labels, and the mean average precision (torchmetrics)."""
+    """Accuracy and loss; for ``multilabel`` the means of :func:`attribute_scores` over the outputs that have them.
+
+    These are accuracy, balanced_accuracy and mean_ap, the mean average precision.
+    """
     logits, targets = predict(model, loader, device=device)
     loss = float(_loss(logits, targets, task))
     if task == "multiclass":
-        return {"accuracy": float((logits.argmax(1) == targets).double().mean()), "loss": loss}
-    from torchmetrics.functional.classification import multilabel_average_precision
+        return {"accuracy": float((decisions(logits, task) == targets).double().mean()), "loss": loss}
+    means = {name: float(score.nanmean()) for name, score in attribute_scores(logits, targets).items()}
+    means["mean_ap"] = means.pop("ap")
+    return means | {"loss": loss}
 
-    accuracy = float(((logits > 0) == targets.bool()).double().mean())
-    mean_ap = float(multilabel_average_precision(logits.sigmoid(), targets.long(), num_labels=logits.shape[1]))
-    return {"accuracy": accuracy, "mean_ap": mean_ap, "loss": loss}
+
+def attribute_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """How well each of K yes-or-no outputs is predicted (torchmetrics), yes when its logit is positive.
+
+    Args:
+        logits: (N, K).
+        targets: (N, K) of 0 and 1.
+
+    Returns:
+        (K,) float64 each: ``accuracy``, ``balanced_accuracy`` (the mean of the shares of yes and of no that are found) and ``ap``
+        (average precision). The last two are NaN for an output whose targets are all yes or all no: take ``nanmean`` over outputs.
+
+    Raises:
+        ValueError: shapes that differ, or targets that are not 0 or 1.
+    """
+    if logits.ndim != 2 or logits.shape != targets.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do not fit: both are (N, K), one column an output"
+        )
+    answers = targets.long()
+    if not bool(((answers == targets) & (answers >= 0) & (answers <= 1)).all()):
+        raise ValueError(f"targets are 0 or 1 for each output, got {targets.unique()[:5].tolist()}")
+    columns = zip(decisions(logits, "multilabel").long().T, logits.double().T, answers.T, strict=True)
+    rows = [_one_output(said, logit, answer) for said, logit, answer in columns]
+    names = ("accuracy", "balanced_accuracy", "ap")
+    return dict(zip(names, torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).T, strict=True))
+
+
+def _one_output(said: Tensor, logit: Tensor, answer: Tensor) -> list[float]:
+    """Accuracy, balanced accuracy and average precision of one output, from (N,) each."""
+    from torchmetrics.functional import classification as tm  # its multilabel functions refuse a single output
+
+    accuracy = float(tm.binary_accuracy(said, answer))
+    if len(answer.unique()) < 2:
+        return [accuracy, math.nan, math.nan]
+    balanced = float(tm.binary_recall(said, answer) + tm.binary_specificity(said, answer)) / 2
+    # Only the order counts, and a sigmoid of large logits would lose it.
+    places = logit.unique(return_inverse=True)[1]
+    return [accuracy, balanced, float(tm.binary_average_precision(places / places.max().clamp_min(1), answer))]
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------------
@@ -302,14 +341,27 @@ def save_checkpoint(
     *,
     architecture: str,
     classes: list[str],
-    image_size: int,
+    image_size: int | Sequence[int],
+    task: Task = "multiclass",
     **options: object,
 ) -> None:
-    """Write weights and all that is needed to rebuild the model, SE blocks included, to a safetensors file."""
+    """Write weights and all that is needed to rebuild the model, SE blocks included, to a safetensors file.
+
+    Args:
+        architecture, options: as :func:`selib.models.build` takes them.
+        classes: the names of the outputs.
+        image_size: side of square images, or (height, width).
+        task: ``"multilabel"`` where every output is a decision of its own.
+
+    Raises:
+        ValueError: an unknown task, or a size that is none.
+    """
+    check_task(task)
+    sides(image_size)
     blocks = [
         {
             "stream": b.stream, "at": b.site, "start": "identity" if b.gain == 2 else "paper", "layout": b.layout, "pool": b.pool,
-            "bottleneck": b.fc1.out_features, "channels": b.channels,
+            "bottleneck": b.bottleneck, "channels": b.channels, "per_target": isinstance(b, TargetSEBlock),
         }
         for b in attached(model).values()
     ]  # fmt: skip
@@ -317,14 +369,15 @@ def save_checkpoint(
         "architecture": architecture,
         "options": options,
         "classes": classes,
-        "image_size": image_size,
+        "image_size": image_size if isinstance(image_size, int) else list(image_size),
+        "task": task,
         "se": blocks,
     }
     _write(Path(path), bare(model).state_dict(), {"selib": json.dumps(meta)})
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of :func:`save_checkpoint`, in evaluation mode, and its metadata (architecture, classes, image_size, …).
+    """The model of :func:`save_checkpoint`, in evaluation mode, and its metadata (architecture, classes, image_size, task, …).
 
     Raises:
         FileNotFoundError, ValueError: no such file, not written by ``save_checkpoint``, or weights that do not fit.
@@ -332,19 +385,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
     _, metadata = _read(Path(path))
     if "selib" not in metadata:
         raise ValueError(f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)")
-    meta: dict[str, Any] = json.loads(metadata["selib"])
+    meta: dict[str, Any] = {"task": "multiclass"} | json.loads(metadata["selib"])  # older files do not name it
     try:
+        height, width = sides(meta["image_size"])
+        meta["image_size"] = meta["image_size"] if isinstance(meta["image_size"], int) else (height, width)
         model = build(meta["architecture"], len(meta["classes"]), image_size=meta["image_size"], **meta["options"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: the network cannot be built again: {error}") from error
-    example = torch.zeros(1, 3, meta["image_size"], meta["image_size"])
+    # Not zeros: whether a map is rectified before it is averaged shows only where it is negative.
+    example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     blocks = meta["se"]
     if blocks:
         first = blocks[0]
         at = {b["stream"]: b["at"] for b in blocks} if first["stream"] else first["at"]
         attach_se(
             model, example, at=at, start=first["start"], layout=first["layout"], pool=first["pool"],
-            reduction=max(1, first["channels"] // first["bottleneck"]),
+            reduction=max(1, first["channels"] // first["bottleneck"]), per_target=first.get("per_target", False),
         )  # fmt: skip
     load_weights(model, path)
     return model.eval(), meta

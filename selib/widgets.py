@@ -17,35 +17,60 @@ from torch import Tensor
 
 from selib import plot
 from selib.explanation import METHODS, Explanation
-from selib.select import TopFraction
+from selib.select import NormalQuantile, Select, Threshold, TopFraction
 
-SIZE = 224  # side in pixels at which images are shown
+HEIGHT = 224  # in pixels, at which images are shown
+RULES = ("top share", "paper's rule", "weight above share")
+
+
+def rule_of(name: str, share: float) -> Select:
+    """A selection rule by its name in the menu; ``share`` is the slider's value in (0, 1]."""
+    rules: dict[str, Select] = {RULES[0]: TopFraction(share), RULES[1]: NormalQuantile(), RULES[2]: Threshold(share)}
+    return rules[name]
 
 
 @plot.styled
 def draw(
-    ex: Explanation, images: Tensor, classes: Sequence[str], sample: int, method: Any, target: int, share: float
+    ex: Explanation,
+    images: Tensor,
+    classes: Sequence[str],
+    sample: int,
+    method: Any,
+    target: int,
+    share: float,
+    *,
+    rule: str = RULES[0],
+    opacity: float = 0.55,
+    multilabel: bool = False,
 ) -> Figure:
     """The picker's view: the image, the heatmap of the selected channels, the sorted channel weights and the prediction.
 
     Args:
         images: uint8 (B, 3, H, W), as explained.
         target: class index.
-        share: top share of channels that take part, in (0, 1].
+        share: of the rule, in (0, 1]: the top share of channels that take part, or the weight that they must exceed.
+        rule: one of ``RULES``.
+        opacity: of the heatmap over the image, in [0, 1].
+        multilabel: every output is a yes or no of its own (sigmoid), and not one class of many (softmax).
     """
-    rule = TopFraction(share)
+    select = rule_of(rule, share)
     weights = ex.channel_weights(method, target)[sample]
-    chosen = ex.selected(method, target, rule)[sample]
-    heatmap = ex.heatmap(method, target, select=rule, size=(SIZE, SIZE))[sample]
-    image = torch.nn.functional.interpolate(images[sample : sample + 1].float(), SIZE, mode="nearest")[0].to(
+    chosen = ex.selected(method, target, select)[sample]
+    size = HEIGHT, round(HEIGHT * images.shape[3] / images.shape[2])
+    heatmap = ex.heatmap(method, target, select=select, size=size)[sample]
+    image = torch.nn.functional.interpolate(images[sample : sample + 1].float(), size, mode="nearest")[0].to(
         torch.uint8
     )
-    before = ex.logits[sample].softmax(0)
-    after = ex.with_gates(lambda s: s * chosen)[sample].softmax(0)
+    logits = torch.stack([ex.logits[sample], ex.with_gates(lambda s: s * chosen)[sample]])
+    before, after = logits.sigmoid() if multilabel else logits.softmax(1)
     fig, axes = plot.figure(9, 2.6, 1, 3)
     axes[0][0].imshow(image.permute(1, 2, 0).numpy())
-    axes[0][0].set_title(f"predicted: {classes[int(before.argmax())]} ({float(before.max()):.0%})")
-    axes[0][1].imshow(plot.overlay(image, heatmap))
+    axes[0][0].set_title(
+        f"says yes to {int((before > 0.5).sum())} of {len(classes)}"
+        if multilabel
+        else f"predicted: {classes[int(before.argmax())]} ({float(before.max()):.0%})"
+    )
+    axes[0][1].imshow(plot.overlay(image, heatmap, opacity=opacity))
     axes[0][1].set_title(
         f"{classes[target]}: {float(before[target]):.0%} → {float(after[target]):.0%} with these channels only"
     )
@@ -62,8 +87,10 @@ def png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def channel_picker(ex: Explanation, images: Tensor, classes: Sequence[str]) -> ipywidgets.VBox:
-    """Sliders and menus over an explanation of a few images: sample, method, class and share of channels.
+def channel_picker(
+    ex: Explanation, images: Tensor, classes: Sequence[str], *, multilabel: bool = False
+) -> ipywidgets.VBox:
+    """Sliders and menus over an explanation of a few images: image, class, method, selection of channels, opacity.
 
     Raises:
         ValueError: if images and explanation differ in number, or the class names do not match the logits.
@@ -81,10 +108,14 @@ def channel_picker(ex: Explanation, images: Tensor, classes: Sequence[str]) -> i
     share = ipywidgets.FloatSlider(
         0.10, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top channels", **wide
     )
+    rule = ipywidgets.Dropdown(options=RULES, value=RULES[0], description="selection", **wide)
+    opacity = ipywidgets.FloatSlider(0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide)
     view = ipywidgets.Image(format="png")
 
     def redraw(_: Any = None) -> None:
-        view.value = png(draw(ex, images, classes, sample.value, method.value, target.value, share.value))
+        knobs = (sample.value, method.value, target.value, share.value)
+        looks = {"rule": rule.value, "opacity": opacity.value, "multilabel": multilabel}
+        view.value = png(draw(ex, images, classes, *knobs, **looks))
 
     def follow_prediction(change: Any) -> None:
         predicted = int(ex.predicted[change["new"]])
@@ -94,7 +125,8 @@ def channel_picker(ex: Explanation, images: Tensor, classes: Sequence[str]) -> i
             target.value = predicted  # which redraws
 
     sample.observe(follow_prediction, "value")
-    for control in (method, target, share):
+    for control in (method, target, share, rule, opacity):
         control.observe(redraw, "value")
     redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([sample, target]), ipywidgets.HBox([method, share]), view])
+    rows = ((sample, target), (method, share), (rule, opacity))
+    return ipywidgets.VBox([*(ipywidgets.HBox(list(row)) for row in rows), view])

@@ -298,6 +298,43 @@ def test_explain_writes_overlays_and_lines(
         assert len(line["gates"]) == 16 and len(line["top_channels"]) == 10
 
 
+@pytest.fixture(scope="module")
+def faces_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network for upright images that says yes to the first and the last of three attributes, with gates for each."""
+    torch.manual_seed(0)
+    model = build("small_resnet", 3, image_size=(40, 24), widths=(8, 16, 16)).eval()
+    block = attach_se(model, torch.rand(1, 3, 40, 24), reduction=4, per_target=True)
+    torch.nn.init.zeros_(model.classifier.weight)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
+        block.fc2.bias.copy_(torch.tensor([0.0, 20.0, -20.0]).repeat_interleave(16))
+    path = tmp_path_factory.mktemp("checkpoint") / "faces.safetensors"
+    options = {"image_size": (40, 24), "task": "multilabel", "widths": (8, 16, 16)}
+    save_checkpoint(model, path, architecture="small_resnet", classes=["Smiling", "Bald", "Young"], **options)
+    return path
+
+
+@pytest.mark.parametrize(("target", "shown", "gate"), [(None, "Young", 0), ("Bald", "Bald", 1), ("0", "Smiling", 0.5)])
+def test_explain_says_every_yes_of_a_multilabel_checkpoint(
+    tmp_path: Path,
+    faces_checkpoint: Path,
+    photographs: list[str],
+    capsys: pytest.CaptureFixture[str],
+    target: str | None,
+    shown: str,
+    gate: float,
+) -> None:
+    arguments = ["explain", *photographs, "--checkpoint", str(faces_checkpoint), "--out", str(tmp_path / "out")]
+    assert main(arguments + (["--target", target] if target else [])) == 0
+    assert Image.open(tmp_path / "out" / "one.png").size == (60, 40)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["predictions"] == {"Smiling": pytest.approx(0.731059), "Young": pytest.approx(0.952574)}
+        assert line["target"] == shown and "prediction" not in line and "probability" not in line
+        assert line["gates"] == pytest.approx([gate] * 16, abs=1e-6) and len(line["top_channels"]) == 10
+    assert f"{photographs[0]}: Young (0.953), Smiling (0.731)" in capsys.readouterr().out
+
+
 def test_explain_refuses_a_truncated_image_before_it_writes(
     tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,7 @@ def test_exactly_the_planted_channels_are_found() -> None:
     assert report.original_without_top < 0.5 and report.without_top < 0.5
     assert report.random_only < 0.6 < report.random_without
     assert report.images == 600 and report.sparsity == 1 and report.fit_seconds > 0
-    assert all(isinstance(v, int | float) for v in report.as_dict().values()) and len(report.as_dict()) == 12
+    assert all(isinstance(v, int | float) for v in report.as_dict().values()) and len(report.as_dict()) == 13
 
 
 def test_more_sparsity_closes_more_gates() -> None:

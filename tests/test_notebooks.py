@@ -17,7 +17,7 @@ from selib.report import report
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-PLANNED = {2, 3}  # 02_celeba and 03_active_speaker are to come
+PLANNED = {3}  # 03_active_speaker is to come
 PARAMETERS = {"profile": None, "seed": 0, "device": "auto", "data_root": None, "results_dir": None}
 
 # notebook -> path in its metrics -> (low, high): what the smoke profile must reach on the twin, and a broken model does not
@@ -39,6 +39,18 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "curves/sparse, label-free/only the top/2": (0.9, 1.0),  # the top decile alone
         "curves/sparse, label-free/without the top/2": (0.2, 0.9),
         "curves/sparse, label-free/random: without/2": (0.93, 1.0),
+    },
+    "02_celeba": {
+        "accuracy/without": (0.95, 1.0),
+        "accuracy/with SE": (0.95, 1.0),
+        "accuracy/SE per attribute": (0.95, 1.0),
+        "localised/SE influence: within one cell": (0.55, 0.95),
+        "localised/mean of channels: within one cell": (0.2, 0.5),
+        "localised/area of the part": (0.02, 0.09),
+        "gates/label-free, per attribute/agreement": (0.97, 1.0),
+        "gates/label-free, per attribute/open_gates": (0.01, 0.25),
+        "correlations/trained with SE/SE influence": (0.2, 0.9),
+        "correlations/trained with SE/uniform noise": (-0.4, 0.4),
     },
     "04_objects": {
         "points/synth-objects/0": (-4.0, 4.0),
@@ -65,7 +77,7 @@ def code(path: Path) -> ast.Module:
 
 
 def test_numbers_are_unique_and_gap_free_but_for_the_planned_ones() -> None:
-    assert {"00_quickstart", "01_se_block", "04_objects"} <= set(NAMES)
+    assert {"00_quickstart", "01_se_block", "02_celeba", "04_objects"} <= set(NAMES)
     numbers = [int(name[:2]) for name in NAMES]
     assert all(re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", name) for name in NAMES)
     assert len(set(numbers)) == len(numbers)

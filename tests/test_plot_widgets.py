@@ -69,8 +69,8 @@ def test_a_rank_plot_puts_the_best_on_top() -> None:
 
 
 def controls(picker: widgets.ipywidgets.VBox) -> dict[str, widgets.ipywidgets.Widget]:
-    found = [child for row in picker.children[:2] for child in row.children]
-    return {child.description: child for child in found} | {"view": picker.children[2]}
+    found = [child for row in picker.children[:3] for child in row.children]
+    return {child.description: child for child in found} | {"view": picker.children[3]}
 
 
 def test_every_knob_changes_the_picture(explained: tuple[Explanation, torch.Tensor]) -> None:
@@ -85,6 +85,9 @@ def test_every_knob_changes_the_picture(explained: tuple[Explanation, torch.Tens
     for name, value in (
         ("top channels", 0.5),
         ("method", "gate"),
+        ("selection", "weight above share"),
+        ("selection", "top share"),
+        ("opacity", 0.2),
         ("method", "influence"),
         ("class", other),
         ("image", 2),
@@ -105,6 +108,14 @@ def test_the_view_shows_the_selection_and_the_prediction_under_it(explained: tup
     after = ex.with_gates(gates)[1].softmax(0)[2]
     assert titles[2] == "4 channels selected"
     assert f"→ {float(after):.0%}" in titles[1]
+
+
+def test_many_attributes_are_read_one_by_one(explained: tuple[Explanation, torch.Tensor]) -> None:
+    ex, images = explained
+    fig = widgets.draw(ex, images, CLASSES, 1, "influence", 2, 1.0, multilabel=True)
+    before = float(ex.logits[1].sigmoid()[2])
+    assert f"{before:.0%} → {before:.0%}" in fig.axes[1].get_title()
+    assert fig.axes[0].get_title() == f"says yes to {int((ex.logits[1] > 0).sum())} of 3"
 
 
 def test_the_picker_refuses_what_does_not_fit(explained: tuple[Explanation, torch.Tensor]) -> None:

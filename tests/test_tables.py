@@ -46,18 +46,18 @@ def test_verdicts_follow_the_interval() -> None:
 
 def test_the_score_table_says_how_many_images_and_which_way_is_better() -> None:
     spec = tables.score_table([ONE], "Caption", resamples=50)
-    assert spec["columns"] == ["map", "energy in box ↑", "deletion ↓"]
+    assert spec["columns"] == ["map", "energy inside ↑", "deletion ↓"]
     assert spec["rows"][0][0] == "a" and spec["rows"][0][1][0] == pytest.approx(0.6)
-    assert spec["notes"][0] == "Images: energy in box 4, deletion 2."
+    assert spec["notes"][0] == "Images: energy inside 4, deletion 2."
     assert "| a | 0.600" in table(spec)
 
 
 def test_the_gain_table_names_the_best_rival() -> None:
     spec = tables.gain_table({"net": [ONE]}, [("b", "best", ("energy",))], ["a", "b"], resamples=50)
-    assert spec["rows"] == [["net", "energy in box ↑", "b", "a (the best CAM here)", pytest.approx([-0.2] * 3)]]
+    assert spec["rows"] == [["net", "energy inside ↑", "b", "a (the best CAM here)", pytest.approx([-0.2] * 3)]]
     assert (
         tables.in_words(spec["rows"][0])
-        == "net, energy in box: b is worse than a (the best CAM here), -0.200 [-0.200, -0.200]."
+        == "net, energy inside: b is worse than a (the best CAM here), -0.200 [-0.200, -0.200]."
     )
 
 

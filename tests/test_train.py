@@ -19,7 +19,9 @@ import tiny_models as zoo
 import torch
 import torchmetrics.functional.classification as tm
 from accelerate.state import AcceleratorState
-from tiny_models import open_and_close, random, run, same
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tiny_models import image, open_and_close, random, run, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -29,7 +31,7 @@ from selib.data import ImageSet
 from selib.explanation import explain
 from selib.models import build
 from selib.models.small_resnet import small_resnet
-from selib.train import evaluate, fit, load_checkpoint, load_weights, predict, save_checkpoint
+from selib.train import attribute_scores, evaluate, fit, load_checkpoint, load_weights, predict, save_checkpoint
 
 WIDTHS = (4, 6, 8)
 
@@ -120,6 +122,17 @@ def test_multilabel() -> None:
     history = fit(model, data, data, epochs=6, task="multilabel", **QUIET)
     assert history[-1]["val_accuracy"] > 0.9 and history[-1]["val_mean_ap"] > 0.95
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_multilabel_images_of_our_own() -> None:
+    one = images()
+    many = ImageSet(
+        "toy", "train", one.images, torch.eye(3, dtype=torch.int64)[one.targets], one.classes, synthetic=True
+    )
+    history = fit(toy(), many.loader(16, train=True), many.loader(16), epochs=6, task="multilabel", **QUIET)
+    assert history[-1]["val_accuracy"] > 0.9 and history[-1]["val_balanced_accuracy"] > 0.9
+    logits, targets = predict(toy(), many.loader(16), device="cpu")
+    assert logits.shape == targets.shape == (48, 3) and targets.dtype == torch.int64
 
 
 def test_gate_sparsity_closes_gates() -> None:
@@ -338,6 +351,61 @@ def test_evaluate_against_torchmetrics() -> None:
         ranked = [hit for _, hit in sorted(zip(scores, truth, strict=True), reverse=True)]
         aps.append(sum(sum(ranked[: i + 1]) / (i + 1) for i, hit in enumerate(ranked) if hit) / sum(ranked))
     assert found["mean_ap"] == pytest.approx(sum(aps) / 3, abs=1e-5)
+    rates = [
+        [float(((logits[:, k] > 0) == side)[many[:, k] == side].double().mean()) for side in (0, 1)] for k in range(3)
+    ]
+    assert found["balanced_accuracy"] == pytest.approx(sum(map(sum, rates)) / 6)
+    assert set(found) == {"accuracy", "balanced_accuracy", "mean_ap", "loss"}
+
+
+def test_attribute_scores_by_hand() -> None:
+    logits = torch.tensor([[2.0, -1, 3, 5], [-1.0, 2, 1, 40], [1.0, 1, 2, 50], [0.0, -3, -1, 60]])
+    targets = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]])
+    scores = attribute_scores(logits, targets)
+    assert {k: v.dtype for k, v in scores.items()} == dict.fromkeys(
+        ("accuracy", "balanced_accuracy", "ap"), torch.float64
+    )
+    # yes, no, yes and, at a logit of exactly 0, no; all right; never a no; always yes
+    assert scores["accuracy"].tolist() == pytest.approx([0.5, 1, 0.75, 0.5])
+    assert scores["balanced_accuracy"].tolist() == pytest.approx([0.5, 1, torch.nan, 0.5], nan_ok=True)
+    # places of the right ones: 1 and 3; 1 and 2; all; 1 and 2, though all three probabilities are 1 in floating point
+    assert scores["ap"].tolist() == pytest.approx([(1 + 2 / 3) / 2, 1, torch.nan, 1], nan_ok=True)
+    one = attribute_scores(logits[:, :1], targets[:, :1].bool())
+    assert all(torch.equal(one[k], scores[k][:1]) for k in scores)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_output_without_a_yes_or_a_no_has_no_ap_and_means_skip_it() -> None:
+    targets = torch.tensor([[0, 1, 1], [0, 0, 1]])
+    scores = attribute_scores(torch.tensor([[1.0, 1, 1], [-1, -1, 1]]), targets)
+    for name in ("ap", "balanced_accuracy"):
+        assert scores[name].isnan().tolist() == [True, False, True] and scores[name].nanmean() == 1
+    assert scores["accuracy"].tolist() == [0.5, 1, 1]
+
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.one
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Parameter(torch.ones(1))
+
+    found = evaluate(Same(), [(torch.tensor([[1.0, 1, 1], [-1, -1, 1]]), targets)], task="multilabel", device="cpu")
+    assert found["mean_ap"] == found["balanced_accuracy"] == 1 and found["accuracy"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 2), r"logits \(2, 3\) and targets \(2, 2\) do not fit"),
+        (torch.zeros(2), torch.zeros(2), "do not fit"),
+        (torch.zeros(2, 1), torch.tensor([[-1], [1]]), r"targets are 0 or 1 for each output, got \[-1, 1\]"),
+        (torch.zeros(2, 1), torch.tensor([[0.5], [1]]), r"targets are 0 or 1"),
+    ],
+)
+def test_scores_of_other_things(logits: Tensor, targets: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attribute_scores(logits, targets)
 
 
 def test_evaluating_leaves_the_mode_alone() -> None:
@@ -388,6 +456,50 @@ def test_a_checkpoint_rebuilds_the_model(tmp_path: Path, size: int, start: str |
         one, two = explain(model, x), explain(other, x)
         if at is None or isinstance(at, str):
             assert torch.equal(one.gates, two.gates) and torch.equal(one.heatmap(), two.heatmap())
+
+
+@pytest.mark.parametrize("size", [32, [40, 24], (24, 80)])
+def test_rectangular_images_and_the_task(tmp_path: Path, size: Any) -> None:
+    path = tmp_path / "a.safetensors"
+    height, width = (size, size) if isinstance(size, int) else size
+    model, x = small_resnet(3, image_size=size, widths=WIDTHS).eval(), random(2, 3, height, width)
+    open_and_close(attach_se(model, x, reduction=3))
+    assert model.stem[0].stride == ((1, 1) if max(height, width) <= 32 else (2, 2))
+    save_checkpoint(model, path, image_size=size, task="multilabel", widths=WIDTHS, **META)
+    other, meta = load_checkpoint(path)
+    assert torch.equal(run(other, x), run(model, x)) and other.stem[0].stride == model.stem[0].stride
+    assert meta["image_size"] == (size if isinstance(size, int) else tuple(size)) and meta["task"] == "multilabel"
+
+
+def test_older_checkpoints_name_no_task_and_no_per_target(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.safetensors", resnet(32, start="paper")
+    save_checkpoint(model, path, image_size=32, widths=WIDTHS, **META)
+    with safe_open(path, "pt") as file:
+        meta, tensors = json.loads(file.metadata()["selib"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    del meta["task"], meta["se"][0]["per_target"]
+    save_file(tensors, path, {"selib": json.dumps(meta)})
+    other, found = load_checkpoint(path)
+    assert found["task"] == "multiclass" and torch.equal(run(other, image(32)), run(model, image(32)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (32,)}, r"image_size=\(32,\): it is the side of a square"),
+        ({"image_size": (32, 0)}, "image_size="),
+        ({"image_size": [3, 32, 32]}, "image_size="),
+        ({"task": "regression"}, "task='regression' is unknown"),
+    ],
+)
+def test_a_checkpoint_that_could_not_be_read_is_not_written(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_checkpoint(resnet(32), tmp_path / "a.safetensors", **({"image_size": 32} | META | options))
+    assert not list(tmp_path.iterdir())
+    if "image_size" in options:
+        with pytest.raises(ValueError, match=message):
+            build("resnet18_small_image", 3, **options)
 
 
 def test_a_torchvision_model_and_a_compiled_one(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def open_and_close(block: SEBlock, seed: int = 0) -> SEBlock:
     """Weights under which the gates differ between channels and samples, and none is saturated."""
     generator = torch.Generator().manual_seed(seed)
     for p in block.parameters():
-        p.copy_(torch.randn(p.shape, generator=generator) / (p.shape[1] ** 0.5 if p.ndim == 2 else 1))
+        p.copy_(torch.randn(p.shape, generator=generator) / (p.shape[-1] ** 0.5 if p.ndim > 1 else 1))
     block.fc1.bias.abs_()
     return block
 

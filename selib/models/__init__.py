@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torchvision
 from torch import nn
 
-from selib.models.small_resnet import small_resnet
+from selib.models.small_resnet import sides, small_resnet
 
 OURS: dict[str, Callable[..., nn.Module]] = {"small_resnet": small_resnet}
 
 
-SHIPPED = Path(__file__).parent / "synth_objects.safetensors"
-"""A small network trained on the synthetic twin; ``selib.load_checkpoint`` reads it. ``selib.recipe.make_shipped`` made it."""
+SHIPPED = {
+    name: Path(__file__).parent / f"{name.replace('-', '_')}.safetensors" for name in ("synth-objects", "synth-faces")
+}
+"""A small network trained on each synthetic twin; ``selib.load_checkpoint`` reads it. ``selib.recipe.make_shipped`` made them."""
 
 
-def build(architecture: str, num_classes: int, *, image_size: int = 224, **options: object) -> nn.Module:
+def build(
+    architecture: str, num_classes: int, *, image_size: int | Sequence[int] = 224, **options: object
+) -> nn.Module:
     """A randomly initialised network by name: one of ours, ``resnet18_small_image``, or any torchvision classifier.
 
     Args:
-        image_size: side of the square images; our own networks choose their stem by it.
+        image_size: side of square images, or (height, width); our own networks choose their stem by it.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the size is none.
     """
+    image_size = sides(image_size)
     if architecture in OURS:
         return OURS[architecture](num_classes=num_classes, image_size=image_size, **options)
     if architecture == "resnet18_small_image":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -35,8 +36,20 @@ class SmallResNet(nn.Module):
         return self.classifier(self.pool(self.stages(self.stem(x))).flatten(1))
 
 
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, given as both or as the side of a square.
+
+    Raises:
+        ValueError: anything but one or two positive whole numbers.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"image_size={image_size!r}: it is the side of a square in pixels, or (height, width)")
+    return size
+
+
 def small_resnet(
-    num_classes: int = 10, *, image_size: int = 32, widths: tuple[int, ...] = (16, 48, 128)
+    num_classes: int = 10, *, image_size: int | Sequence[int] = 32, widths: tuple[int, ...] = (16, 48, 128)
 ) -> SmallResNet:
-    """The network of this study for square images of ``image_size``: the stem halves what is larger than 32."""
-    return SmallResNet(num_classes, tuple(widths), stem_stride=2 if image_size > 32 else 1)
+    """The network of this study for images of ``image_size``, a side or (height, width): the stem halves what is larger than 32."""
+    return SmallResNet(num_classes, tuple(widths), stem_stride=2 if max(sides(image_size)) > 32 else 1)
