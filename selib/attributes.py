@@ -51,6 +51,7 @@ def faces_of(
     data: str | None = None,
     attributes: Sequence[str] | None = None,
     split: str = "train",
+    architecture: str | None = None,
     device: str = "auto",
 ) -> Recipe:
     """The faces of a profile and how their networks are trained; what is reported is measured on the test split.
@@ -59,27 +60,34 @@ def faces_of(
         data: "celeba" or "synth-faces"; by default CelebA where ``root`` holds it, else the twin.
         attributes: train for these alone, from nothing: one of them is the binary study of the paper.
         split: of the training images; "spurious" is the twin's.
+        architecture: any name that :func:`selib.models.build` knows, trained from nothing ("resnet50", "mobilenet_v3_large" …); by
+            default the small network, or on a GPU ResNet-18 in its form for small images where the profile says so.
     """
     name = data or ("celeba" if available("celeba", root) else "synth-faces")
     twin = name == "synth-faces"
     large = profile.face_gpu_epochs is not None and accelerator(device).device.type == "cuda"
     size = (112, 92) if large else (88, 72)  # the maps of both networks have cells of eight pixels
-    limits = (profile.face_train, profile.face_test) if twin else (profile.celeba_limit, profile.celeba_limit)
+    most = (
+        profile.face_train if split == "train" else profile.lone_train
+    )  # of the spurious split no more than is asked for
+    limits = (most, profile.face_test) if twin else (profile.celeba_limit, profile.celeba_limit)
     train, test = (
         load_faces(name, part, root=root, size=size, limit=limit)
         for part, limit in zip((split, "test"), limits, strict=True)
     )
     if attributes is not None:
-        train, test = (pick(faces, attributes) for faces in (train, test))
+        train, test = (pick(faces, attributes) for faces in (train.subset(slice(0, profile.lone_train)), test))
     epochs = profile.face_gpu_epochs if large and profile.face_gpu_epochs else profile.face_epochs
-    tag = name if attributes is None else f"{name}-{split}-{'-'.join(attributes)}"
+    tag = "-".join(
+        [name, *([] if attributes is None else [split, *attributes]), *([] if architecture is None else [architecture])]
+    )
     return Recipe(
         tag,
         train,
         test,
-        epochs if attributes is None else profile.shortcut_epochs,
-        "resnet18_small_image" if large else "small_resnet",
-        from_shipped=profile.face_from_shipped and attributes is None,
+        epochs if attributes is None else profile.lone_epochs,
+        architecture or ("resnet18_small_image" if large else "small_resnet"),
+        from_shipped=profile.face_from_shipped and attributes is None and architecture is None,
     )
 
 
@@ -402,7 +410,7 @@ def with_and_without(model: nn.Module, faces: FaceSet, names: Sequence[str]) -> 
         said = model(normalize(pictures).to(next(model.parameters()).device)).float().cpu().sigmoid()
     for place, target in enumerate(targets):
         word = ("drawn without" if faces.params is not None else "without") if place % 2 else "with"
-        titles.append(f"{word} {faces.classes[target]}\nsays {float(said[place, target]):.0%}")
+        titles.append(f"{word}\n{faces.classes[target]}\nsays {float(said[place, target]):.0%}")
     return pictures, torch.tensor(targets), titles
 
 

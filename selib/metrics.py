@@ -44,7 +44,12 @@ def dilate(masks: Tensor, margin: tuple[int, int]) -> Tensor:
     if masks.dtype != torch.bool or masks.ndim != 3:
         raise TypeError(f"dilate takes bool masks (B, H, W), not {masks.dtype} {tuple(masks.shape)}")
     rows, columns = margin
-    grown = F.max_pool2d(masks[:, None].float(), (2 * rows + 1, 2 * columns + 1), 1, (rows, columns))
+    grown = masks[:, None].float()
+    for size in (
+        (2 * rows + 1, 1),
+        (1, 2 * columns + 1),
+    ):  # first down, then across: a tenth of the work of both at once
+        grown = F.max_pool2d(grown, size, 1, (size[0] // 2, size[1] // 2))
     return grown[:, 0] > 0
 
 

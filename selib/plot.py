@@ -293,11 +293,23 @@ def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate 
 
 
 def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: str | None = None) -> None:
-    """Save a figure for the report (PNG and PDF) and show the PNG below the notebook cell."""
+    """Save a figure for the report (PNG and PDF) and show it below the notebook cell, at the size and in the colours of a screen.
+
+    Shown are 256 colours of the figure's own, which nobody sees and which keeps a notebook of many pictures small.
+    """
+    from io import BytesIO
+
     from IPython.display import Image, display
+    from PIL import Image as Picture
 
     from selib.results import save_figure
 
     path = save_figure(fig, name, out, profile=profile)
     width = int(fig.get_size_inches()[0] * 96)
-    display(Image(data=path.read_bytes(), width=width))  # type: ignore[no-untyped-call]
+    with Picture.open(path) as saved:
+        screen = saved.convert("RGB").resize(
+            (width, round(width * saved.height / saved.width)), Picture.Resampling.LANCZOS
+        )
+    shown = BytesIO()
+    screen.quantize(256, dither=Picture.Dither.NONE).save(shown, "PNG", optimize=True)
+    display(Image(data=shown.getvalue(), width=width))  # type: ignore[no-untyped-call]

@@ -28,10 +28,8 @@ class Profile:
     face_gpu_epochs: int | None  # the same on a GPU, with ResNet-18; None keeps the small network there too
     face_from_shipped: bool  # start from the shipped network, or from nothing
     celeba_limit: int | None  # images of each split of the real CelebA; None keeps all 162,770, 19,867 and 19,962
-    shortcut_train: (
-        int  # images of the spurious split, and of the clean one, for networks that are asked for glasses alone
-    )
-    shortcut_epochs: int  # passes over them
+    lone_train: int  # of the training faces, so many for networks that are asked for one attribute alone
+    lone_epochs: int  # passes over them
     pairs_per_attribute: int  # faces in a localisation table, for each attribute that has a place
     seeds: tuple[int, ...]  # one training run per seed; intervals over seeds need at least three
     gate_epochs: int | None  # passes of the gate distillation over cached features; None leaves it to fit_gates
@@ -60,8 +58,8 @@ PROFILES = {
             face_gpu_epochs=None,
             face_from_shipped=True,
             celeba_limit=300,
-            shortcut_train=300,
-            shortcut_epochs=1,
+            lone_train=300,
+            lone_epochs=1,
             pairs_per_attribute=2,
             seeds=(0,),
             gate_epochs=60,
@@ -79,15 +77,15 @@ PROFILES = {
             train_limit=None,
             twin_train=3000,
             twin_epochs=2,
-            face_train=3000,
+            face_train=2500,
             face_test=1000,
             face_seeds=(0, 1, 2),
             face_epochs=2,
             face_gpu_epochs=None,
             face_from_shipped=True,
             celeba_limit=None,
-            shortcut_train=3000,
-            shortcut_epochs=4,
+            lone_train=1800,
+            lone_epochs=5,
             pairs_per_attribute=8,
             seeds=(0,),
             gate_epochs=None,
@@ -105,15 +103,15 @@ PROFILES = {
             train_limit=None,
             twin_train=8000,
             twin_epochs=4,
-            face_train=6000,
+            face_train=5000,
             face_test=1500,
             face_seeds=(0, 1, 2),
-            face_epochs=16,
+            face_epochs=10,
             face_gpu_epochs=12,
             face_from_shipped=False,
             celeba_limit=None,
-            shortcut_train=6000,
-            shortcut_epochs=6,
+            lone_train=4000,
+            lone_epochs=5,
             pairs_per_attribute=16,
             seeds=(0, 1, 2),
             gate_epochs=None,

@@ -166,7 +166,9 @@ def trained(
         history = fit(
             model,
             recipe.train.loader(512 if on_gpu else 64, train=True, seed=seed),
-            recipe.val.loader(500),
+            None
+            if recipe.multilabel
+            else recipe.val.loader(500),  # of faces that is the test split: not looked at meanwhile
             epochs=recipe.epochs,
             optimizer="adamw" if adaptive else "sgd",
             lr=2e-3 if adaptive else 0.4 if on_gpu else 0.2,
@@ -311,7 +313,7 @@ def last_map(model: nn.Module) -> str:
     """The module that gives the feature map before any gates: what CAMs are asked to look at."""
     if attached(model):
         return "selib_se.features"
-    return "stages" if hasattr(model, "stages") else "layer4"
+    return next(name for name in ("stages", "layer4", "features") if hasattr(model, name))
 
 
 def others_of(model: nn.Module) -> dict[str, Explainer]:
@@ -321,6 +323,7 @@ def others_of(model: nn.Module) -> dict[str, Explainer]:
 
 def controls_of(model: nn.Module, seed: int) -> dict[str, Explainer]:
     """The controls on a model, with a decile of its channels drawn at random."""
-    channels = model.get_submodule("classifier" if hasattr(model, "classifier") else "fc").in_features
-    count = TopFraction(0.10).count(channels)  # type: ignore[arg-type]
+    head = model.get_submodule("classifier" if hasattr(model, "classifier") else "fc")
+    channels = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
+    count = TopFraction(0.10).count(channels)
     return baselines.controls(model, last_map(model), count=count, seed=seed)

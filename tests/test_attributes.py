@@ -50,13 +50,27 @@ def index(name: str) -> int:
 
 
 def test_one_attribute_makes_a_binary_study_that_starts_from_nothing(root: Path) -> None:
-    small = replace(SMOKE, face_train=64, face_test=30, shortcut_epochs=3)
+    small = replace(SMOKE, face_train=64, face_test=30, lone_train=64, lone_epochs=3)
     lone = attributes.faces_of(small, root, attributes=["Smiling"], split="spurious")
     assert lone.train.targets.shape == (64, 1) and lone.train.classes == ["Smiling"] and lone.shipped is None
     assert lone.epochs == 3 and lone.train.split == "spurious" and lone.val.split == "test"
     assert lone.name == "synth-faces-spurious-Smiling"
     with pytest.raises(ValueError, match=r"attributes=\['Beautiful'\] are unknown"):
         attributes.faces_of(small, root, attributes=["Beautiful"])
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "mobilenet_v3_large"])
+def test_other_networks_can_be_studied_with_the_same_measures(root: Path, architecture: str) -> None:
+    small = replace(SMOKE, face_train=64, face_test=30)
+    other = attributes.faces_of(small, root, architecture=architecture)
+    assert other.name == f"synth-faces-{architecture}" and other.shipped is None
+    model = recipe.network(other, se=True, seed=0).eval()
+    images, targets = other.val.batch(slice(0, 2)), torch.tensor([31, 15])
+    assert model(images).shape == (2, 40)
+    makers = attributes.explainers_of(model, model, 0)
+    for name in ("SE influence", "Grad-CAM", "mean of channels", recipe.SAME_COUNT):
+        assert makers[name](images, targets).shape == (2, 88, 72), name
+    assert recipe.last_map(recipe.network(other, se=False, seed=0)) in ("layer4", "features")
 
 
 def test_the_shipped_network_names_the_attributes_of_faces_it_has_not_seen(item: recipe.Recipe) -> None:
@@ -213,7 +227,7 @@ def test_the_shortcut_is_the_ratio_of_the_energies_on_the_hat(root: Path) -> Non
 def test_with_and_without_is_the_same_face_drawn_again(shipped: nn.Module, faces: FaceSet) -> None:
     images, targets, titles = attributes.with_and_without(shipped, faces, ["Eyeglasses", "Wearing_Hat"])
     assert len(images) == len(targets) == len(titles) == 4
-    assert titles[0].startswith("with Eyeglasses") and titles[1].startswith("drawn without Eyeglasses")
+    assert titles[0].startswith("with\nEyeglasses") and titles[1].startswith("drawn without\nEyeglasses")
     logits = shipped(selib.data.normalize(images))[torch.arange(4), targets]
     assert logits[0] > 0 > logits[1] and logits[2] > 0 > logits[3], "the attribute goes with its part"
 
@@ -225,7 +239,7 @@ def test_without_parameters_the_other_picture_is_of_the_same_person(shipped: nn.
     row = next(r for r in range(len(faces)) if torch.equal(faces.images[r], images[0]))
     other = next(r for r in range(len(faces)) if torch.equal(faces.images[r], images[1]))
     assert persons[row] == persons[other] and faces.targets[other, index("Smiling")] == 0
-    assert titles[1].startswith("without Smiling")
+    assert titles[1].startswith("without\nSmiling")
     with pytest.raises(ValueError, match="no face was found"):
         attributes.with_and_without(shipped, replace(faces, params=None, identities=None), ["Smiling"])
 

@@ -213,3 +213,17 @@ def test_asking_for_what_was_not_measured_lists_what_was(scores):
         scores.compare("bright", "grad-cam", "energy")
     with pytest.raises(ValueError, match="'f1'.*pointing"):
         scores.compare("bright", "dark", "f1")
+
+
+def test_a_measure_of_ones_own_stands_beside_the_others():
+    def near(maps: Tensor, truth: Tensor) -> Tensor:
+        return m.energy_in_mask(maps, m.dilate(truth, (1, 1)))
+
+    data = Squares()
+    even = {"even": lambda images, targets: torch.ones(len(images), SIZE, SIZE)}
+    options = {"localisation": {"near": near, "energy": m.energy_in_mask}, "progress": False}
+    scores = run(Compare(), data, even, range(COUNT), metrics=("near", "energy"), **options)
+    grown = m.dilate(data.masks, (1, 1)).flatten(1).double().mean(1)
+    assert np.allclose(scores.cell("even", "near"), grown)
+    with pytest.raises(ValueError, match="'pointing'"):
+        run(Compare(), data, even, range(COUNT), metrics=("pointing",), **options)

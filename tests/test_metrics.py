@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy import stats as scipy_stats
 from torch import Tensor
 
@@ -35,6 +36,21 @@ def some_pairs(seed: int, batch: int = 5, size: int = 6, levels: int = 0) -> tup
 
 
 # ---- localisation ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_a_mask_grows_by_whole_pixels_on_every_side(seed: int, rows: int, columns: int) -> None:
+    masks = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(seed)) < 0.08
+    grown = m.dilate(masks, (rows, columns))
+    square = np.ones((1, 2 * rows + 1, 2 * columns + 1), bool)
+    assert np.array_equal(grown.numpy(), ndimage.binary_dilation(masks.numpy(), square))
+
+
+def test_only_masks_grow() -> None:
+    assert int(m.dilate(box(), (1, 1)).sum()) == 6 * 4
+    with pytest.raises(TypeError, match="dilate takes bool masks"):
+        m.dilate(box().float(), (1, 1))
 
 
 @pytest.mark.parametrize("metric", LOCALISATION)

@@ -68,6 +68,35 @@ def test_a_rank_plot_puts_the_best_on_top() -> None:
     assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
 
 
+def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:
+    images = torch.full((2, 3, 8, 6), 90, dtype=torch.uint8)
+    maps = {"Smiling": torch.ones(2, 8, 6)}
+    fig = plot.attribute_grid(images, maps, {"Smiling": torch.tensor([0.9, 0.2])}, titles=["a", "b"])
+    yes, no = fig.axes[2].images[0], fig.axes[3].images[0]
+    assert yes.get_array().shape == (8, 6, 3) and no.get_array().shape == (8, 6)
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b", "90%", "20%"]
+
+
+def test_a_contact_sheet_shows_every_image_once() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4).clone()
+    fig = plot.contact_sheet(images, columns=3, titles=list("abcde"))
+    shown = [int(ax.images[0].get_array().max()) for ax in fig.axes if ax.images]
+    assert shown == [0, 1, 2, 3, 4] and len(fig.axes) == 6
+
+
+def test_dots_are_sorted_by_the_first_series() -> None:
+    fig = plot.side_by_side({"without": [0.9, 0.5], "with": [0.8, 0.7]}, ["high", "low"], xlabel="accuracy")
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["low", "high"]
+    assert fig.axes[0].lines[1].get_xdata().tolist() == [0.7, 0.8]
+
+
+def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
+    fig = plot.part_grid({"Male": {"hair": (2.0, 1.5), "nose": (0.5, None)}, "Young": {"hair": (1.0, -0.5)}})
+    left, right = (ax.collections[0].get_array() for ax in fig.axes[:2])
+    assert np.asarray(left.filled(np.nan)).ravel().tolist()[:2] == [2.0, 1.0]
+    assert right.mask.ravel().tolist() == [False, False, True, True]
+
+
 def controls(picker: widgets.ipywidgets.VBox) -> dict[str, widgets.ipywidgets.Widget]:
     found = [child for row in picker.children[:3] for child in row.children]
     return {child.description: child for child in found} | {"view": picker.children[3]}

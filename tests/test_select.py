@@ -143,7 +143,9 @@ def test_errors(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("rule", [TopK(2), TopFraction(0.3), Threshold(0.2), Channels([0, -1]), NormalQuantile(0.5), All()])
+@pytest.mark.parametrize(
+    "rule", [TopK(2), TopFraction(0.3), Threshold(0.2), Channels([0, -1]), NormalQuantile(0.5), All()]
+)
 def test_the_weights_of_every_target_are_ranked_by_themselves(rule: Select) -> None:
     weights = torch.rand(4, 3, 7, generator=torch.Generator().manual_seed(0))
     together = rule.mask(weights)
