@@ -186,7 +186,8 @@ def describe(recipe: Recipe) -> str:
     answers = "attributes" if recipe.multilabel else "classes"
     data = f"{recipe.name}{' (synthetic)' if recipe.train.synthetic else ''}, {len(recipe.train.classes)} {answers}"
     start = " from the shipped weights" if recipe.shipped else ""
-    images = f"{len(recipe.train)} training and {len(recipe.val)} validation images"
+    held = "validation" if recipe.val.split == "val" else recipe.val.split
+    images = f"{len(recipe.train)} training and {len(recipe.val)} {held} images"
     return f"{data}, {images}, {recipe.architecture}, {recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}{start}"
 
 

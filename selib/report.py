@@ -115,7 +115,8 @@ def _filled(readme: Path, committed: str | Path | None, notebooks: Path | None) 
             raise ValueError(
                 f"{readme}: {notebook} ({profile}) has no table {name!r}; it has {', '.join(tables) or 'none'}"
             )
-        content = "\n\n".join([table(tables[name]), *_origin(result)])
+        shown = table(tables[name])
+        content = "\n\n".join([shown, *(line for line in _origin(result) if line not in shown)])
         return f"<!-- table:{notebook}/{name}:{profile} -->\n{content}\n<!-- /table -->"
 
     old = readme.read_text(encoding="utf-8")
