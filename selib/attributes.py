@@ -67,16 +67,18 @@ def faces_of(
     twin = name == "synth-faces"
     large = profile.face_gpu_epochs is not None and accelerator(device).device.type == "cuda"
     size = (112, 92) if large else (88, 72)  # the maps of both networks have cells of eight pixels
-    most = (
-        profile.face_train if split == "train" else profile.lone_train
-    )  # of the spurious split no more than is asked for
+    lone = attributes is not None and twin  # of the real CelebA all there is, for one attribute as for forty
+    # The clean split is loaded as the forty attributes have it, and cut: it is rendered once for both.
+    most = profile.lone_train if lone and split == "spurious" else profile.face_train
     limits = (most, profile.face_test) if twin else (profile.celeba_limit, profile.celeba_limit)
     train, test = (
         load_faces(name, part, root=root, size=size, limit=limit)
         for part, limit in zip((split, "test"), limits, strict=True)
     )
     if attributes is not None:
-        train, test = (pick(faces, attributes) for faces in (train.subset(slice(0, profile.lone_train)), test))
+        train, test = (pick(faces, attributes) for faces in (train, test))
+    if lone:
+        train = train.subset(slice(0, profile.lone_train))
     epochs = profile.face_gpu_epochs if large and profile.face_gpu_epochs else profile.face_epochs
     tag = "-".join(
         [name, *([] if attributes is None else [split, *attributes]), *([] if architecture is None else [architecture])]
@@ -85,7 +87,7 @@ def faces_of(
         tag,
         train,
         test,
-        epochs if attributes is None else profile.lone_epochs,
+        profile.lone_epochs if lone else epochs,
         architecture or ("resnet18_small_image" if large else "small_resnet"),
         from_shipped=profile.face_from_shipped and attributes is None and architecture is None,
     )
@@ -244,10 +246,9 @@ def explainers_of(model: nn.Module, measured: nn.Module, seed: int) -> dict[str,
 
 def localise(model: nn.Module, measured: nn.Module, pairs: Pairs, *, slow: int, seed: int) -> Scores:
     """Score the maps of :func:`explainers_of` on the pairs; Score-CAM and Ablation-CAM, being slow, on ``slow`` of them."""
-    with torch.no_grad():
-        probe = pairs.batch(torch.arange(1)).to(next(measured.parameters()).device)
-        cells = explain_map_size(measured, probe)
-    cell = (pairs.faces.images.shape[-2] // cells[0], pairs.faces.images.shape[-1] // cells[1])
+    probe = pairs.batch(torch.arange(1)).to(next(measured.parameters()).device)
+    features, _ = baselines.features_of(measured, last_map(measured), probe)
+    cell = (probe.shape[-2] // features.shape[-2], probe.shape[-1] // features.shape[-1])
     return benchmark.run(
         measured,
         pairs,
@@ -261,12 +262,6 @@ def localise(model: nn.Module, measured: nn.Module, pairs: Pairs, *, slow: int, 
         limits={name: min(slow, len(pairs)) for name in ("Score-CAM", "Ablation-CAM")},
         progress=False,
     )
-
-
-def explain_map_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Height and width of the last feature map, in cells."""
-    features, _ = baselines.features_of(model, last_map(model), images)
-    return int(features.shape[-2]), int(features.shape[-1])
 
 
 def by_attribute(pairs: Pairs, scores: Sequence[Scores], explainers: Sequence[str]) -> dict[str, Any]:
@@ -385,6 +380,19 @@ def correlation_table(runs: Mapping[str, Mapping[str, NDArray[np.float64]]], *, 
         "rows": [[n, *(list(bootstrap(run[n], resamples=resamples)) if n in run else None for run in runs.values())] for n in names],
         "notes": ["Faces drawn again without the part, or with a mouth, nose, eyes, brows or skin that carry no attribute."],
     }  # fmt: skip
+
+
+def most_named(model: nn.Module, faces: FaceSet, names: Sequence[str], count: int) -> Tensor:
+    """Of the first hundred faces those of which the model names most of these attributes: rows (count,), the first among equals."""
+    columns = [faces.classes.index(name) for name in names]
+    logits, _ = predict(model, faces.subset(slice(0, 100)).loader(100))
+    return (logits[:, columns] > 0).sum(1).argsort(descending=True, stable=True)[:count]
+
+
+def named(model: nn.Module, faces: FaceSet, row: int, names: Sequence[str]) -> list[str]:
+    """Those of the attributes that the model names on a face; the first one where it names none."""
+    logits, _ = predict(model, faces.subset([row]).loader(1))
+    return [name for name in names if logits[0, faces.classes.index(name)] > 0] or list(names[:1])
 
 
 def with_and_without(model: nn.Module, faces: FaceSet, names: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:

@@ -317,6 +317,12 @@ def last_map(model: nn.Module) -> str:
     return next(name for name in ("stages", "layer4", "features") if hasattr(model, name))
 
 
+def classifier(model: nn.Module) -> nn.Linear:
+    """The linear layer that reads the averaged map."""
+    head = model.get_submodule("classifier" if hasattr(model, "classifier") else "fc")
+    return next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
 def others_of(model: nn.Module) -> dict[str, Explainer]:
     """The CAM family and integrated gradients on a model."""
     return baselines.cams(model, last_map(model)) | {"Integrated gradients": baselines.integrated_gradients(model)}
@@ -324,7 +330,5 @@ def others_of(model: nn.Module) -> dict[str, Explainer]:
 
 def controls_of(model: nn.Module, seed: int) -> dict[str, Explainer]:
     """The controls on a model, with a decile of its channels drawn at random."""
-    head = model.get_submodule("classifier" if hasattr(model, "classifier") else "fc")
-    channels = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
-    count = TopFraction(0.10).count(channels)
+    count = TopFraction(0.10).count(classifier(model).in_features)
     return baselines.controls(model, last_map(model), count=count, seed=seed)

@@ -244,6 +244,17 @@ def test_without_parameters_the_other_picture_is_of_the_same_person(shipped: nn.
         attributes.with_and_without(shipped, replace(faces, params=None, identities=None), ["Smiling"])
 
 
+def test_the_people_shown_are_those_of_whom_most_is_said(shipped: nn.Module, faces: FaceSet) -> None:
+    names = ["Smiling", "Eyeglasses", "Wearing_Hat"]
+    rows = attributes.most_named(shipped, faces, names, 4)
+    said = (selib.predict(shipped, faces.loader(60))[0] > 0)[:, [index(name) for name in names]]
+    assert said[rows].sum(1).tolist() == said.sum(1).sort(descending=True).values[:4].tolist()
+    row = int(rows[0])
+    assert attributes.named(shipped, faces, row, names) == [n for n, yes in zip(names, said[row], strict=True) if yes]
+    nobody = int((said.sum(1) == 0).nonzero()[0])
+    assert attributes.named(shipped, faces, nobody, names) == ["Smiling"]
+
+
 def test_failures_are_wrong_and_the_surest_first(shipped: nn.Module, faces: FaceSet) -> None:
     rows, about, titles = attributes.failures(shipped, faces, 5)
     logits, targets = selib.predict(shipped, faces.loader(60))

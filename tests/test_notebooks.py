@@ -41,16 +41,16 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "curves/sparse, label-free/random: without/2": (0.93, 1.0),
     },
     "02_celeba": {
-        "accuracy/without": (0.95, 1.0),
-        "accuracy/with SE": (0.95, 1.0),
-        "accuracy/SE per attribute": (0.95, 1.0),
+        "accuracy/without": (0.92, 1.0),  # saying the more frequent answer gives 0.8
+        "accuracy/with SE": (0.92, 1.0),
+        "accuracy/SE per attribute": (0.92, 1.0),
         "localised/SE influence: within one cell": (0.55, 0.95),
         "localised/mean of channels: within one cell": (0.2, 0.5),
         "localised/area of the part": (0.02, 0.09),
         "gates/label-free, per attribute/agreement": (0.97, 1.0),
         "gates/label-free, per attribute/open_gates": (0.01, 0.25),
-        "correlations/trained with SE/SE influence": (0.2, 0.9),
-        "correlations/trained with SE/uniform noise": (-0.4, 0.4),
+        "scores/trained with SE/0/SE influence/pointing/mean": (0.2, 0.7),
+        "scores/trained with SE/0/uniform noise/near/mean": (0.15, 0.35),
     },
     "04_objects": {
         "points/synth-objects/0": (-4.0, 4.0),
