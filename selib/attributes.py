@@ -398,40 +398,54 @@ def named(model: nn.Module, faces: FaceSet, row: int, names: Sequence[str]) -> l
 def with_and_without(model: nn.Module, faces: FaceSet, names: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
     """The same person with an attribute and without it: a twin's face drawn again, or two pictures of one identity.
 
+    Where nobody is pictured both with and without, another person stands in, and the title says so.
+
     Returns:
         images uint8 (2n, 3, H, W), with and without by turns; targets int64 (2n,); titles with the attribute's probability.
     """
     logits, _ = predict(model, faces.loader(500))
-    images, targets, titles = [], [], []
+    images, targets, words = [], [], []
     for name in names:
         target = faces.classes.index(name)
-        for row in ((faces.targets[:, target] > 0) & (logits[:, target] > 0)).nonzero().flatten().tolist():
-            other = _other(faces, row, target)
-            if other is not None:
-                images += [faces.images[row], other]
-                targets += [target, target]
-                break
+        found = ((faces.targets[:, target] > 0) & (logits[:, target] > 0)).nonzero().flatten().tolist()
+        if not found or bool((faces.targets[:, target] > 0).all()):
+            continue
+        others = ((row, *_other(faces, row, target)) for row in found)
+        row, other, word = next(
+            (pair for pair in others if pair[2] != STRANGER), (found[0], *_other(faces, found[0], target))
+        )
+        images += [faces.images[row], other]
+        targets += [target, target]
+        words += ["with", word]
     if not images:
-        raise ValueError("no face was found with one of these attributes and, the same person, without it")
+        raise ValueError(
+            f"of no face the network says {' or '.join(names)}, or every face has it: name other attributes"
+        )
     pictures = torch.stack(images)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         said = model(normalize(pictures).to(next(model.parameters()).device)).float().cpu().sigmoid()
-    for place, target in enumerate(targets):
-        word = ("drawn without" if faces.params is not None else "without") if place % 2 else "with"
-        titles.append(f"{word}\n{faces.classes[target]}\nsays {float(said[place, target]):.0%}")
+    titles = [
+        f"{word}\n{faces.classes[k]}\nsays {float(p[k]):.0%}" for word, k, p in zip(words, targets, said, strict=True)
+    ]
     return pictures, torch.tensor(targets), titles
 
 
-def _other(faces: FaceSet, row: int, target: int) -> Tensor | None:
-    """The person of a row without the attribute, uint8 (3, H, W), or None when there is no such picture."""
+STRANGER = "another, without"
+
+
+def _other(faces: FaceSet, row: int, target: int) -> tuple[Tensor, str]:
+    """The person of a row without the attribute, uint8 (3, H, W), and how it was come by; else the person most alike in attributes."""
     if faces.params is not None:
         size = (int(faces.images.shape[-2]), int(faces.images.shape[-1]))
         drawn = rendered([(faces.params[row], REGIONS[faces.classes[target]][:1])], size)
-        return torch.from_numpy(drawn[0, :3])
-    if faces.identities is None:
-        return None
-    same = ((faces.identities == faces.identities[row]) & (faces.targets[:, target] == 0)).nonzero().flatten()
-    return faces.images[int(same[0])] if len(same) else None
+        return torch.from_numpy(drawn[0, :3]), "drawn without"
+    lacks = faces.targets[:, target] == 0
+    if faces.identities is not None:
+        same = ((faces.identities == faces.identities[row]) & lacks).nonzero().flatten()
+        if len(same):
+            return faces.images[int(same[0])], "without"
+    unlike = (faces.targets != faces.targets[row]).sum(1).where(lacks, torch.tensor(faces.targets.shape[1] + 1))
+    return faces.images[int(unlike.argmin())], STRANGER
 
 
 def failures(model: nn.Module, faces: FaceSet, count: int) -> tuple[Tensor, Tensor, list[str]]:

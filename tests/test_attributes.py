@@ -240,8 +240,11 @@ def test_without_parameters_the_other_picture_is_of_the_same_person(shipped: nn.
     other = next(r for r in range(len(faces)) if torch.equal(faces.images[r], images[1]))
     assert persons[row] == persons[other] and faces.targets[other, index("Smiling")] == 0
     assert titles[1].startswith("without\nSmiling")
-    with pytest.raises(ValueError, match="no face was found"):
-        attributes.with_and_without(shipped, replace(faces, params=None, identities=None), ["Smiling"])
+    _, _, titles = attributes.with_and_without(shipped, replace(faces, params=None, identities=None), ["Smiling"])
+    assert titles[1].startswith("another, without\nSmiling")
+    everybody = replace(faces, params=None, targets=torch.ones_like(faces.targets))
+    with pytest.raises(ValueError, match="of no face the network says Smiling, or every face has it"):
+        attributes.with_and_without(shipped, everybody, ["Smiling"])
 
 
 def test_the_people_shown_are_those_of_whom_most_is_said(shipped: nn.Module, faces: FaceSet) -> None:
