@@ -299,8 +299,7 @@ class Removals:
     def draw(cls, faces: FaceSet, parts: dict[int, list[str]]) -> Removals:
         """Draw the faces ``{row: parts}``, by one process a core."""
         assert faces.params is not None
-        size = (int(faces.images.shape[-2]), int(faces.images.shape[-1]))
-        drawn = rendered([(faces.params[row], (part,)) for row, names in parts.items() for part in names], size)
+        drawn = rendered([(faces.params[row], (part,)) for row, names in parts.items() for part in names], faces.size)
         return cls(parts, torch.cat([faces.images[list(parts)], torch.from_numpy(drawn[:, :3])]))
 
     def falls(self, model: nn.Module) -> dict[int, Tensor]:
@@ -318,9 +317,10 @@ def zones(faces: FaceSet, row: int) -> dict[str, Tensor]:
     if faces.params is not None and faces.parts is not None:
         return {part: faces.parts[row] == 1 + PARTS.index(part) for part in visible(faces, row)}
     assert faces.landmarks is not None
-    size = (int(faces.images.shape[-2]), int(faces.images.shape[-1]))
     example = {place: attribute for attribute, place in WHERE.items()}
-    found = {place: landmark_region(name, faces.landmarks[row : row + 1], size)[0] for place, name in example.items()}
+    found = {
+        place: landmark_region(name, faces.landmarks[row : row + 1], faces.size)[0] for place, name in example.items()
+    }
     return {place: mask for place, mask in found.items() if mask.any()}
 
 
@@ -410,10 +410,12 @@ def with_and_without(model: nn.Module, faces: FaceSet, names: Sequence[str]) -> 
         found = ((faces.targets[:, target] > 0) & (logits[:, target] > 0)).nonzero().flatten().tolist()
         if not found or bool((faces.targets[:, target] > 0).all()):
             continue
-        others = ((row, *_other(faces, row, target)) for row in found)
-        row, other, word = next(
-            (pair for pair in others if pair[2] != STRANGER), (found[0], *_other(faces, found[0], target))
-        )
+        tried = []
+        for row in found:
+            tried.append((row, *_other(faces, row, target)))
+            if tried[-1][2] != STRANGER:
+                break
+        row, other, word = tried[-1] if tried[-1][2] != STRANGER else tried[0]
         images += [faces.images[row], other]
         targets += [target, target]
         words += ["with", word]
@@ -436,8 +438,7 @@ STRANGER = "another, without"
 def _other(faces: FaceSet, row: int, target: int) -> tuple[Tensor, str]:
     """The person of a row without the attribute, uint8 (3, H, W), and how it was come by; else the person most alike in attributes."""
     if faces.params is not None:
-        size = (int(faces.images.shape[-2]), int(faces.images.shape[-1]))
-        drawn = rendered([(faces.params[row], REGIONS[faces.classes[target]][:1])], size)
+        drawn = rendered([(faces.params[row], REGIONS[faces.classes[target]][:1])], faces.size)
         return torch.from_numpy(drawn[0, :3]), "drawn without"
     lacks = faces.targets[:, target] == 0
     if faces.identities is not None:

@@ -54,8 +54,7 @@ class Recipe:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width."""
-        height, width = self.train.images.shape[-2:]
-        return int(height), int(width)
+        return self.train.size
 
 
 def recipes(profile: Profile, root: str | Path | None = None, *, names: tuple[str, ...] | None = None) -> list[Recipe]:
@@ -121,8 +120,7 @@ def make_shipped(name: str, path: Path | None = None) -> None:
     else:
         train, val = (load(name, split, root=root) for split in ("train", "val"))
     torch.manual_seed(0)
-    size = (int(train.images.shape[-2]), int(train.images.shape[-1]))
-    model = build("small_resnet", len(train.classes), image_size=size)
+    model = build("small_resnet", len(train.classes), image_size=train.size)
     task: Task = "multilabel" if faces else "multiclass"
     history = fit(
         model, train.loader(64, train=True), val.loader(500), epochs=20 if faces else 14, optimizer="adamw",
@@ -130,7 +128,12 @@ def make_shipped(name: str, path: Path | None = None) -> None:
     )  # fmt: skip
     print(history[-1])
     save_checkpoint(
-        model, path or SHIPPED[name], architecture="small_resnet", classes=train.classes, image_size=size, task=task
+        model,
+        path or SHIPPED[name],
+        architecture="small_resnet",
+        classes=train.classes,
+        image_size=train.size,
+        task=task,
     )
 
 
@@ -192,10 +195,9 @@ def describe(recipe: Recipe) -> str:
 
 
 def correct(recipe: Recipe, model: nn.Module) -> NDArray[np.float64]:
-    """Which validation images the model classifies correctly: (N,) of 0 and 1; for many attributes (N, K), one by one."""
+    """Which validation images the model classifies correctly: (N,) of 0 and 1."""
     logits, targets = predict(model, recipe.val.loader(500))
-    right = (logits > 0) == (targets > 0) if recipe.multilabel else logits.argmax(1) == targets
-    return right.double().numpy()
+    return (logits.argmax(1) == targets).double().numpy()
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------------

@@ -122,6 +122,11 @@ class ImageSet(Dataset):
         return self.targets.ndim == 2
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return int(self.images.shape[-2]), int(self.images.shape[-1])
+
+    @property
     def annotation(self) -> str:
         """What says where things are, in words; empty when nothing does."""
         return "masks" if self.masks is not None else "boxes" if self.boxes is not None else ""
