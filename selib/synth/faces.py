@@ -458,7 +458,7 @@ def skin_tone(p: Params) -> np.ndarray:
 def _proportions(p: Params) -> tuple[float, float]:
     """How much wider than the average the face is, and where its chin ends."""
     wide = 2.0 * p["shape"][0] + (7 if p["Chubby"] else 0) - (2.5 if p["Oval_Face"] else 0)
-    return wide, 69 + 1.5 * p["shape"][2] + (6 if p["Oval_Face"] else -1)
+    return wide, 69 + 1.5 * p["shape"][2] + (6 if p["Oval_Face"] else -1) + 0.5 * p.get("gap", 0.0)
 
 
 def _outline(p: Params) -> Points:
@@ -475,6 +475,8 @@ def _outline(p: Params) -> Points:
 
 def draw(params: Params, removed: Collection[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """A face without the parts in `removed` (see :func:`without`); nothing else changes.
+
+    A parameter "gap" opens the mouth by so many pixels and lowers the chin with it, for faces that speak.
 
     Returns the image, uint8 (218, 178, 3), and which part each pixel shows, uint8 (218, 178): 1 + its index in `PARTS`, 0 for
     the background.
@@ -779,7 +781,7 @@ def _smile(p: Params) -> tuple[float, float]:
 def _mouth(canvas: _Canvas, p: Params, at: _Pose, skin: np.ndarray) -> None:
     wide, lift = _smile(p)
     y, sag = 41.0, 0.9 * max(lift, 0.0)
-    gap = (7.0 if p["Smiling"] else 8.5) if p["Mouth_Slightly_Open"] else 0.0
+    gap = p["gap"] if "gap" in p else (7.0 if p["Smiling"] else 8.5) if p["Mouth_Slightly_Open"] else 0.0
     upper, lower = (6.2, 7.8) if p["Big_Lips"] else (3.0, 4.0)
     if p["Wearing_Lipstick"]:
         lips = _rgb(("#b3122d", "#c22a63", "#8e1f3f", "#d0333a")[int(p["lips"] * 3.99)])
