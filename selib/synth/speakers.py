@@ -45,7 +45,7 @@ _DOES = {
     "listening": ("rest", "other", "rest"),
     "jaw": ("chew", "rest", "rest"),
 }
-_GAPS = (0.0, 3.0, 6.0, 9.0, 12.0)  # mouth openings that are drawn, in pixels of the face's own frame; others are mixed from them
+_GAPS = (0.0, 4.0, 8.0, 12.0)  # mouth openings that are drawn, in pixels of the face's own frame; others are mixed from them
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def _hide(grey: np.ndarray, label: np.ndarray, p: Params) -> None:
 def _face_frames(p: Params, course: _Course) -> tuple[np.ndarray, np.ndarray, _Person]:
     """Crops and labels (T, 112, 112) of the face, and the person with the mouth shut for the body."""
     gaps = course.opening * _GAPS[-1]
-    used = [gap for gap in _GAPS if (np.abs(gaps - gap) < 3.0).any() or gap == 0]
+    used = [gap for gap in _GAPS if (np.abs(gaps - gap) < 4.0).any() or gap == 0]
     person = _Person.drawn(p, used)
     frames = p["frames"]
     rng = np.random.default_rng([p["seed"], 7])
@@ -414,6 +414,7 @@ def _body_frames(p: Params, course: _Course, person: _Person) -> tuple[np.ndarra
     middle = 56 + 4 * (rng.random() - 0.5)
     number = {part: 1 + BODY_PARTS.index(part) for part in BODY_PARTS}
     head_of = np.array([0, *(0 if part == "cloth" else number["occluder" if part == "occluder" else "head"] for part in FACE_PARTS)], np.uint8)  # fmt: skip
+    small = 0.19  # of the head beside its portrait
     pictures, labels = [], []
     for t in range(frames):
         image, parts = back.copy(), np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
@@ -433,13 +434,17 @@ def _body_frames(p: Params, course: _Course, person: _Person) -> tuple[np.ndarra
             return lambda on, colour, line: cv2.line(on, *ends, colour, width, line, 4)
 
         paint("torso", polygon((x - wide, y + 5), (x - 8, y - 3), (x + 8, y - 3), (x + wide, y + 5), (x + wide + 2, 113), (x - wide - 2, 113)), cloth)  # fmt: skip
-        small = 0.19
-        matrix = np.array([[small, 0, x - small * 89 + 0.3 * sway[t]], [0, small, 27 - small * 122 + nod[t]]]) * 2
-        head = cv2.warpAffine(person.pictures[0], matrix, (2 * SIDE, 2 * SIDE), flags=cv2.INTER_AREA)
-        shown = head_of[cv2.warpAffine(person.labels[0], matrix, (2 * SIDE, 2 * SIDE), flags=cv2.INTER_NEAREST)]
-        soft = cv2.GaussianBlur((shown > 0).astype(np.float32), (0, 0), 0.8)
-        image += soft * (head - image)
-        np.copyto(parts, shown, where=shown > 0)
+        # The head's own window: its corner is a whole pixel, the rest of its place goes into the warp.
+        place = 2 * np.array([x - small * 89 + 0.3 * sway[t], 27 - small * 122 + nod[t]])
+        corner = np.floor(place).astype(int)
+        matrix = np.array([[2 * small, 0, place[0] - corner[0]], [0, 2 * small, place[1] - corner[1]]])
+        rows, columns = slice(max(0, corner[1]), corner[1] + 84), slice(corner[0], corner[0] + 70)
+        cut = slice(max(0, -corner[1]), None)
+        head = cv2.warpAffine(person.pictures[0], matrix, (70, 84), flags=cv2.INTER_LINEAR)[cut]
+        shown = head_of[cv2.warpAffine(person.labels[0], matrix, (70, 84), flags=cv2.INTER_NEAREST)][cut]
+        below = image[rows, columns]
+        below += cv2.GaussianBlur((shown > 0).astype(np.float32), (0, 0), 0.8) * (head - below)
+        np.copyto(parts[rows, columns], shown, where=shown > 0)
         for side, path in hands.items():
             shoulder, hand = np.array([x + side * (wide - 3), y + 8]), np.array([x, y]) + path[t]
             reach = hand - shoulder
