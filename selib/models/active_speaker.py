@@ -36,7 +36,9 @@ class Factorised(nn.Module):
 
     def __init__(self, before: int, width: int, kernel: int, stride: int, *, time: bool = True) -> None:
         super().__init__()
-        self.space = nn.Sequential(nn.Conv2d(before, width, kernel, stride, kernel // 2, bias=False), *_norm_relu(nn.BatchNorm2d(width)))
+        self.space = nn.Sequential(
+            nn.Conv2d(before, width, kernel, stride, kernel // 2, bias=False), *_norm_relu(nn.BatchNorm2d(width))
+        )
         self.time = (
             nn.Sequential(nn.Conv2d(width, width, (3, 1), 1, (1, 0), bias=False), *_norm_relu(nn.BatchNorm2d(width))) if time else nn.Identity()
         )  # fmt: skip
@@ -135,7 +137,9 @@ class ActiveSpeaker(nn.Module):
     def forward(self, **streams: Tensor) -> Any:
         """Streams of a batch -> logits (B, T, 1); in training mode a dict that holds them and each stream's own."""
         if set(streams) != set(self.modalities):
-            raise ValueError(f"the model takes {', '.join(self.modalities)}, but was given {', '.join(streams) or 'nothing'}")
+            raise ValueError(
+                f"the model takes {', '.join(self.modalities)}, but was given {', '.join(streams) or 'nothing'}"
+            )
         found = {name: self.get_submodule(name)(streams[name]) for name in self.modalities}
         logits = self.classifier(self.head(self.fuse(*found.values()).transpose(1, 2)))
         if not self.training:
@@ -145,7 +149,9 @@ class ActiveSpeaker(nn.Module):
     def example(self, frames: int = 8, clips: int = 2) -> dict[str, Tensor]:
         """A batch of noise of the right shapes, the same every time."""
         noise = torch.Generator().manual_seed(0)
-        shapes = {name: (clips, frames, SIDE, SIDE) for name in self.modalities} | {"audio": (clips, 4 * frames, COEFFICIENTS)}
+        shapes = {name: (clips, frames, SIDE, SIDE) for name in self.modalities} | {
+            "audio": (clips, 4 * frames, COEFFICIENTS)
+        }
         return {name: torch.rand(shapes[name], generator=noise) for name in self.modalities}
 
 
@@ -161,7 +167,9 @@ class Bidirectional(nn.Module):
         return forwards + backwards
 
 
-def active_speaker(streams: Sequence[str] = STREAMS, widths: tuple[int, int, int] = (24, 48, 96), width: int = 128, hidden: int = 128) -> ActiveSpeaker:
+def active_speaker(
+    streams: Sequence[str] = STREAMS, widths: tuple[int, int, int] = (24, 48, 96), width: int = 128, hidden: int = 128
+) -> ActiveSpeaker:
     """The compact detector: factorised 3-D convolutions to a 7×7 map, then a bidirectional GRU (Light-ASD in spirit).
 
     Args:
@@ -173,7 +181,11 @@ def active_speaker(streams: Sequence[str] = STREAMS, widths: tuple[int, int, int
     _check(streams)
 
     def visual() -> nn.Module:
-        spatial = nn.Sequential(Factorised(1, widths[0], 7, 4, time=False), Factorised(widths[0], widths[1], 3, 2), Factorised(widths[1], widths[2], 3, 2))
+        spatial = nn.Sequential(
+            Factorised(1, widths[0], 7, 4, time=False),
+            Factorised(widths[0], widths[1], 3, 2),
+            Factorised(widths[1], widths[2], 3, 2),
+        )
         return VisualEncoder(spatial, widths[2], width, depth=1)
 
     encoders: dict[str, nn.Module] = {name: AudioEncoder(width) if name == "audio" else visual() for name in streams}
@@ -229,7 +241,10 @@ class SEResNetAudio(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         stem = [nn.Conv2d(1, 16, 7, (2, 1), 3, bias=False), *_norm_relu(nn.BatchNorm2d(16))]
-        stages = [_stage(SEBasicBlock, b, w, n, s) for b, w, n, s in ((16, 16, 3, 1), (16, 32, 4, 2), (32, 64, 6, 2), (64, width, 3, 1))]
+        stages = [
+            _stage(SEBasicBlock, b, w, n, s)
+            for b, w, n, s in ((16, 16, 3, 1), (16, 32, 4, 2), (32, 64, 6, 2), (64, width, 3, 1))
+        ]
         self.layers = nn.Sequential(*stem, *stages)
 
     def forward(self, mfcc: Tensor) -> Tensor:
@@ -259,7 +274,9 @@ def bias(streams: Sequence[str] = STREAMS, width: int = 128) -> ActiveSpeaker:
         stem = nn.Sequential(
             nn.Conv3d(1, 64, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False), *_norm_relu(nn.BatchNorm3d(64)), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         )  # fmt: skip
-        trunk = nn.Sequential(*(_stage(BasicBlock, b, w, 2, s) for b, w, s in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))))
+        trunk = nn.Sequential(
+            *(_stage(BasicBlock, b, w, 2, s) for b, w, s in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)))
+        )
         return VisualEncoder(nn.Sequential(stem, Frames(trunk)), 512, width, depth=5)
 
     encoders: dict[str, nn.Module] = {name: SEResNetAudio(width) if name == "audio" else visual() for name in streams}

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -45,7 +46,12 @@ _DOES = {
     "listening": ("rest", "other", "rest"),
     "jaw": ("chew", "rest", "rest"),
 }
-_GAPS = (0.0, 4.0, 8.0, 12.0)  # mouth openings that are drawn, in pixels of the face's own frame; others are mixed from them
+_GAPS = (
+    0.0,
+    4.0,
+    8.0,
+    12.0,
+)  # mouth openings that are drawn, in pixels of the face's own frame; others are mixed from them
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,19 @@ def sample(rng: np.random.Generator, condition: str, task: str = "all") -> Param
     """
     person = faces.sample(rng)
     # What hides a mouth, or has one drawn into it, would decide by itself.
-    person |= {"Smiling": False, "Mouth_Slightly_Open": False, "Wearing_Hat": False, "Blurry": False, "angle": 0.0, "shift": [0.0, 0.0]}
+    person |= {
+        "Smiling": False,
+        "Mouth_Slightly_Open": False,
+        "Wearing_Hat": False,
+        "Blurry": False,
+        "angle": 0.0,
+        "shift": [0.0, 0.0],
+    }
     person["yaw"] *= 0.5
     frames = int(rng.integers(40, 61))
     cuts = [0, frames] if rng.random() < 0.4 else [0, int(frames * (0.35 + 0.3 * rng.random())), frames]
-    turns = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    turns: list[Params] = []
+    for start, stop in pairwise(cuts):
         before = turns[-1]["kind"] if turns else None
         if task == "all":
             negative = str(rng.choice(["off-sync", "silent", "listening", "jaw"], p=[0.3, 0.2, 0.3, 0.2]))
@@ -117,7 +130,9 @@ def sample(rng: np.random.Generator, condition: str, task: str = "all") -> Param
         "hands": str(rng.choice(["both", "left", "right"], p=[0.5, 0.25, 0.25])),
         "fidget": bool(rng.random() < 0.25),
         "occluder": str(rng.choice(["mask", "hand", "microphone"])) if condition == "face occlusion" else "none",
-        "pixels": int(rng.integers(20, 30)) if condition == "surveillance" else 0,  # side of the crop that the camera saw
+        "pixels": int(rng.integers(20, 30))
+        if condition == "surveillance"
+        else 0,  # side of the crop that the camera saw
         "dark": faces._between(rng, 0.35, 0.8) if condition == "surveillance" else 1.0,
         "seed": int(rng.integers(2**31)),
     }
@@ -145,7 +160,9 @@ def scenes(count: int, split: str, seed: int = 0, task: str = "all") -> list[Par
         condition = CONDITIONS[n % len(CONDITIONS)] if task == "all" else "optimal"
         name = f"{split}{seed}" if task == "all" else f"{task}-{split}{seed}"
         video = f"{name}-{n:05d}"
-        found.append({"video": video, "entity": f"{video}:1", **sample(np.random.default_rng([*key, n]), condition, task)})
+        found.append(
+            {"video": video, "entity": f"{video}:1", **sample(np.random.default_rng([*key, n]), condition, task)}
+        )
     return found
 
 
@@ -330,7 +347,9 @@ def _hide(grey: np.ndarray, label: np.ndarray, p: Params) -> None:
         side = 1 if rng.random() < 0.5 else -1
         cv2.ellipse(cover, (89 + 14 * side, 172), (40, 30), 0, 0, 360, 255, -1, cv2.LINE_AA)
         for finger in range(4):
-            cv2.line(cover, (89 + 30 * side, 176), (89 - side * (26 - 3 * finger), 138 + 12 * finger), 255, 13, cv2.LINE_AA)
+            cv2.line(
+                cover, (89 + 30 * side, 176), (89 - side * (26 - 3 * finger), 138 + 12 * finger), 255, 13, cv2.LINE_AA
+            )
         colour = tone * 0.9
         lines = [((89 + 12 * side, 146 + 12 * k), (89 - side * (22 - 3 * k), 144 + 12 * k)) for k in range(3)]
     elif p["occluder"] == "microphone":
@@ -366,7 +385,9 @@ def _face_frames(p: Params, course: _Course) -> tuple[np.ndarray, np.ndarray, _P
         angle, scale = lean + turn[t], size * zoom[t]
         a, b = math.cos(angle) * scale, math.sin(angle) * scale
         matrix = np.array([[a, b, 56 - a * 89 - b * 122 + across[t]], [-b, a, 56 + b * 89 - a * 122 + down[t]]])
-        pictures.append(cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE))
+        pictures.append(
+            cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+        )
         nearest = person.labels[high if part > 0.5 else low]
         labels.append(cv2.warpAffine(nearest, matrix, (SIDE, SIDE), flags=cv2.INTER_NEAREST))
     return np.stack(pictures), np.stack(labels), person
@@ -401,10 +422,12 @@ def _body_frames(p: Params, course: _Course, person: _Person) -> tuple[np.ndarra
     frames = p["frames"]
     hands = _hands(p, course)
     wall = np.array(p["person"]["wall"], np.float32).mean(1)
-    back = cv2.resize(rng.permutation(np.r_[wall, wall[:1]]).reshape(2, 2), (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_LINEAR)
+    back = cv2.resize(
+        rng.permutation(np.r_[wall, wall[:1]]).reshape(2, 2), (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_LINEAR
+    )
     for _ in range(int(rng.integers(1, 4))):  # furniture
-        x, y, w, h = rng.integers(0, 180), rng.integers(0, 180), rng.integers(14, 60), rng.integers(14, 90)
-        cv2.rectangle(back, (int(x), int(y)), (int(x + w), int(y + h)), float(rng.integers(30, 220)), -1)
+        left, top, long, high = (int(rng.integers(*span)) for span in ((0, 180), (0, 180), (14, 60), (14, 90)))
+        cv2.rectangle(back, (left, top), (left + long, top + high), float(rng.integers(30, 220)), -1)
     cloth = float(np.mean(p["person"]["cloth"]))
     if abs(cloth - back.mean()) < 25:
         cloth = cloth + 60 if cloth < 150 else cloth - 60
@@ -430,8 +453,8 @@ def _body_frames(p: Params, course: _Course, person: _Person) -> tuple[np.ndarra
             return lambda on, colour, line: cv2.fillPoly(on, [corners], colour, line, 4)
 
         def limb(a: np.ndarray, b: np.ndarray, width: int) -> Any:
-            ends = [tuple(np.rint(2 * 16 * point).astype(int).tolist()) for point in (a, b)]
-            return lambda on, colour, line: cv2.line(on, *ends, colour, width, line, 4)
+            ends: list[Any] = [tuple(np.rint(2 * 16 * point).astype(int).tolist()) for point in (a, b)]
+            return lambda on, colour, line: cv2.line(on, ends[0], ends[1], colour, width, line, 4)
 
         paint("torso", polygon((x - wide, y + 5), (x - 8, y - 3), (x + 8, y - 3), (x + wide, y + 5), (x + wide + 2, 113), (x - wide - 2, 113)), cloth)  # fmt: skip
         # The head's own window: its corner is a whole pixel, the rest of its place goes into the warp.
