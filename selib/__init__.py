@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selib.attach import attach_se, detach_se
-    from selib.explanation import Explanation, SEExplainer, Streams, explain, native_se
-    from selib.gates import FeatureCache, GateReport, cache_features, channel_test, fit_gates
+    from selib.explanation import Explanation, Modalities, SEExplainer, Streams, explain, native_se
+    from selib.gates import FeatureCache, GateReport, StreamsGateReport, cache_features, channel_test, fit_gates
     from selib.se import SEBlock, TargetSEBlock
     from selib.select import All, Channels, NormalQuantile, Threshold, TopFraction, TopK
     from selib.train import attribute_scores, evaluate, fit, load_checkpoint, load_weights, predict, save_checkpoint
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Loaded on first use: `selib --help` need not wait for PyTorch.
 _WHERE = {
     "attach": ("attach_se", "detach_se"),
-    "explanation": ("Explanation", "SEExplainer", "Streams", "explain", "native_se"),
-    "gates": ("FeatureCache", "GateReport", "cache_features", "channel_test", "fit_gates"),
+    "explanation": ("Explanation", "Modalities", "SEExplainer", "Streams", "explain", "native_se"),
+    "gates": ("FeatureCache", "GateReport", "StreamsGateReport", "cache_features", "channel_test", "fit_gates"),
     "se": ("SEBlock", "TargetSEBlock"),
     "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
     "train": ("attribute_scores", "evaluate", "fit", "load_checkpoint", "load_weights", "predict", "save_checkpoint"),
@@ -31,8 +31,8 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "All", "Channels", "Explanation", "FeatureCache", "GateReport", "NormalQuantile", "SEBlock", "SEExplainer", "Streams", "TargetSEBlock",
-    "Threshold", "TopFraction", "TopK", "attach_se", "attribute_scores", "cache_features", "channel_test", "detach_se", "evaluate",
+    "All", "Channels", "Explanation", "FeatureCache", "GateReport", "Modalities", "NormalQuantile", "SEBlock", "SEExplainer", "Streams", "StreamsGateReport",
+    "TargetSEBlock", "Threshold", "TopFraction", "TopK", "attach_se", "attribute_scores", "cache_features", "channel_test", "detach_se", "evaluate",
     "explain", "fit", "fit_gates", "load_checkpoint", "load_weights", "native_se", "predict", "save_checkpoint",
 ]  # fmt: skip
 __version__ = "0.1.0"

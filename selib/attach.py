@@ -62,21 +62,36 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     return type(inputs)(to_device(v, device) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits (B, K) of a model's output: a tensor, the entry "logits" of a dict, or the first tensor there is.
+def batch_size(inputs: Any) -> int | None:
+    """B, the first axis that all tensors of the inputs share, or None."""
+    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(inputs)}
+    return sizes.pop() or None if len(sizes) == 1 else None
+
+
+def logits_of(output: Any, inputs: Any = None) -> Tensor:
+    """The logits of a model's output, (B, K), or (B, T, K) of a model that answers once a frame.
+
+    They are a tensor, the entry "logits" of a dict, or the first tensor there is.
+
+    Args:
+        inputs: what the model ran on. Logits (B·T, K) of a batch of B clips are laid out as (B, T, K) by it.
 
     Raises:
-        ValueError: if there is none, or it is not (B, K) or (B,).
+        ValueError: if there are none, or they are not (B,), (B, K) or (B, T, K).
     """
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         output = output["logits"]
     found = tensors(output)
-    if not found or found[0].ndim not in (1, 2):
+    if not found or found[0].ndim not in (1, 2, 3):
         what = f"a tensor of shape {tuple(found[0].shape)}" if found else type(output).__name__
         raise ValueError(
-            f"the model returned {what}, but class logits (B, K) are needed: wrap it so that it returns them"
+            f"the model returned {what}, but class logits (B, K) are needed, or (B, T, K) with an answer a frame: wrap it so that it "
+            "returns them"
         )
-    return found[0] if found[0].ndim == 2 else found[0][:, None]
+    logits = found[0] if found[0].ndim > 1 else found[0][:, None]
+    batch = batch_size(inputs) if logits.ndim == 2 else None
+    flattened = batch is not None and len(logits) > batch and len(logits) % batch == 0
+    return logits.unflatten(0, (batch, -1)) if flattened else logits
 
 
 def check_task(task: Task) -> None:
@@ -86,8 +101,8 @@ def check_task(task: Task) -> None:
 
 
 def decisions(logits: Tensor, task: Task) -> Tensor:
-    """What logits (N, K) decide: a class (N,) int64, or for ``multilabel`` yes or no for each output, (N, K) bool."""
-    return logits > 0 if task == "multilabel" else logits.argmax(1)
+    """What logits (…, K) decide: a class (…) int64, or for ``multilabel`` yes or no for each output, (…, K) bool."""
+    return logits > 0 if task == "multilabel" else logits.argmax(-1)
 
 
 @contextmanager
@@ -147,12 +162,26 @@ def _same_shape(space: Sequence[int], reference: Sequence[int]) -> bool:
     return all(s <= r for s, r in zip(space, reference, strict=True)) and _stretch(space, reference) < 1.5
 
 
-def map_layout(shape: Sequence[int], input_shapes: Sequence[Sequence[int]]) -> MapLayout | None:
+def map_layout(
+    shape: Sequence[int], input_shapes: Sequence[Sequence[int]], frames: int | None = None
+) -> MapLayout | None:
     """Read a shape as a feature map of one of the inputs, or None where it cannot be one.
 
     Channels come first unless only the other reading has the input's proportions. A (B, N, C) output of an image model is a
     token map when N, less at most five leading tokens, is a grid of those proportions.
+
+    Args:
+        frames: T of a model that answers once a frame. The axis of T frames is time there, and tokens are no grid.
     """
+    clips = {frames} if frames else {s[2] for s in input_shapes if len(s) == 5}
+    if len(shape) == 3 and (frames or len(clips.intersection(shape[1:])) == 1):
+        time = [axis for axis in (1, 2) if shape[axis] in clips]
+        time = time or [axis for axis in (1, 2) if frames and _multiple(shape[axis], frames)]
+        return MapLayout("B*C", shape[2]) if time == [1] else MapLayout("BC*", shape[1])
+    if frames and len(shape) == 4 and time_axis(shape[2:], frames) is not None:
+        return MapLayout("BC*", shape[1])
+    if frames and len(shape) == 4 and shape[1] == frames:
+        return MapLayout("B*C", shape[3])
     spaces = [tuple(s[2:]) if len(s) > 2 else tuple(s[1:]) for s in input_shapes if len(s) > 1]
     if len(shape) in (4, 5):
         same = [s for s in spaces if len(s) == len(shape) - 2]
@@ -175,6 +204,26 @@ def map_layout(shape: Sequence[int], input_shapes: Sequence[Sequence[int]]) -> M
     return None
 
 
+def _multiple(n: int, frames: int) -> bool:
+    """Whether n moments can be those of so many frames at another rate."""
+    return n > 1 and (n % frames == 0 or frames % n == 0)
+
+
+def time_axis(space: Sequence[int], frames: int) -> int | None:
+    """Which axis of a map's *space is time, in a model that answers once for each of ``frames`` frames; None where there is none.
+
+    It is the first of three and the only one of one. Of two (a spectrogram) it is the one of T moments, or of a multiple or
+    fraction of T; the last where both are, as torchaudio lays them out.
+    """
+    if len(space) != 2:
+        return 0 if space else None
+    for fits in (lambda n: n == frames, lambda n: _multiple(n, frames)):
+        found = [axis for axis in (0, 1) if fits(space[axis])]
+        if found:
+            return found[-1]
+    return None
+
+
 def _varies(x: Tensor) -> bool:
     """Whether any row has two values along the last axis."""
     return bool((x != x[..., :1]).any())
@@ -190,6 +239,7 @@ class Site:
     name: str
     shape: tuple[int, ...]
     layout: MapLayout
+    frames: bool = False  # the model answers once a frame
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.shape}"
@@ -207,8 +257,7 @@ def _try(model: nn.Module, inputs: Inputs, example: Inputs) -> Any:
 
 def _one_sample(inputs: Any) -> Any:
     """The first sample of a batch, when every tensor in it has the same first axis."""
-    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(inputs)}
-    if len(sizes) != 1 or 0 in sizes:
+    if batch_size(inputs) is None:
         return inputs
     if isinstance(inputs, Tensor):
         return inputs[:1]
@@ -231,20 +280,26 @@ def _candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> list[Site]
         return hook
 
     with hooked(*((module, recorder(name)) for name, module in model.named_modules() if name)):
-        batch = len(logits_of(_try(model, inputs, example)))
+        logits = logits_of(_try(model, inputs, example), inputs)
+    frames = _frames(logits)
     shapes = [t.shape for t in tensors(inputs)]
     contrast = any(_varies(t.flatten(1)) for t in tensors(inputs) if t.ndim > 1)
     sites: dict[int, Site] = {}
     for name, output in outputs:  # children return before their parents, so the outermost name of a tensor wins
-        layout = map_layout(output.shape, shapes)
-        if layout and layout.channels > 1 and calls[name] == 1 and len(output) == batch:
+        layout = map_layout(output.shape, shapes, frames) if output.ndim else None
+        if layout and layout.channels > 1 and calls[name] == 1 and len(output) == len(logits):
             positions = channels_first(output, layout.layout, layout.prefix).flatten(2)
             # One value repeated over the positions is no map (VGG's 7x7 pooling of a 1x1 map).
             if positions.shape[2] < 2 or (contrast and not _varies(positions)):
                 continue
             sites.pop(id(output), None)
-            sites[id(output)] = Site(name, tuple(output.shape), layout)
+            sites[id(output)] = Site(name, tuple(output.shape), layout, frames is not None)
     return list(sites.values())
+
+
+def _frames(logits: Tensor) -> int | None:
+    """T of logits (B, T, K), None of (B, K)."""
+    return logits.shape[1] if logits.ndim == 3 else None
 
 
 def _poison(layout: MapLayout, channel: int | None = None) -> Callable[..., Tensor]:
@@ -269,10 +324,10 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
     held: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
 
     def poisoned(*sites: Site, channel: int | None = None) -> Tensor:
-        """Which logits (B, K) turn NaN when these maps do and the held ones keep their values."""
+        """Which logits (B, K) or (B, T, K) turn NaN when these maps do and the held ones keep their values."""
         poisons = ((model.get_submodule(s.name), _poison(s.layout, channel)) for s in sites)
         with hooked(*poisons, *held.values()):
-            return logits_of(call(model, inputs)).isnan()
+            return logits_of(call(model, inputs), inputs).isnan()
 
     def hold(site: Site) -> None:
         module, clean = model.get_submodule(site.name), []
@@ -294,8 +349,8 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
 
     def feeds(site: Site) -> bool:
         reached = poisoned(site)
-        if reached.shape[1] == site.layout.channels > 1 and reached.any():
-            return bool(poisoned(site, channel=0)[:, 1:].any())
+        if reached.shape[-1] == site.layout.channels > 1 and reached.any():
+            return bool(poisoned(site, channel=0)[..., 1:].any())
         return bool(reached.any())
 
     with evaluating(model):
@@ -334,19 +389,21 @@ def _named_site(model: nn.Module, example: Inputs, name: str) -> Site:
         )
     outputs: list[Any] = []
     with evaluating(model), hooked((names[name], lambda m, a, output: outputs.append(output))):
-        batch = len(logits_of(_try(model, example, example)))
+        logits = logits_of(_try(model, example, example), example)
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
         found = f"is called {len(outputs)} times" if len(outputs) != 1 else f"returns {type(outputs[0]).__name__}"
         raise ValueError(
             f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor (B, C, …)"
         )
     shape = tuple(outputs[0].shape)
-    if shape[0] != batch:
+    if shape[0] != len(logits):
         raise ValueError(
-            f"at={name!r} returns {shape} for a batch of {batch}: an SE block needs one map (C, …) for each sample, first axis first"
+            f"at={name!r} returns {shape} for a batch of {len(logits)}: an SE block needs one map (C, …) for each sample, first axis first"
         )
+    frames = _frames(logits)
     channels_axis = MapLayout("BC*", shape[1])  # also the reading of a (B, C) vector: gates, but no heatmap
-    return Site(name, shape, map_layout(shape, [t.shape for t in tensors(example)]) or channels_axis)
+    layout = map_layout(shape, [t.shape for t in tensors(example)], frames) or channels_axis
+    return Site(name, shape, layout, frames is not None)
 
 
 # ---- recognising global average pooling + linear ------------------------------------------------------------------------
@@ -461,7 +518,8 @@ def attach_se(
     The outputs do not change (``start="identity"``), no parameter is renamed, and a checkpoint of the bare model still loads.
 
     Args:
-        model: any module that returns logits (B, K), bare or wrapped; evaluation mode is used and put back.
+        model: any module that returns logits (B, K), or (B, T, K) or (B·T, K) with an answer for each frame of a clip; bare or wrapped.
+            Evaluation mode is used and put back.
         example: one batch: a tensor, a tuple of arguments or a dict of keyword arguments.
         at: the module whose output is the feature map, when the automatic choice is wrong; or {stream name: module} for several.
         reduction: r of the block's bottleneck.
@@ -478,37 +536,59 @@ def attach_se(
         ValueError: no spatial map, several side by side, an unknown module, an example that does not fit, blocks attached before, or
             ``per_target`` with another head or several streams.
     """
+    options = BlockOptions(reduction, start, layout, pool, per_target)
+    if not isinstance(at, Mapping):
+        return attach_blocks(model, example, {"": at}, {"": options})[""]
+    _check_streams(at)
+    if per_target:
+        raise ValueError(
+            f"per_target=True with the streams at={dict(at)}: one module is needed, whose map is averaged for the classifier"
+        )
+    return attach_blocks(model, example, at, dict.fromkeys(at, options))
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How an SE block is made; see :func:`attach_se`."""
+
+    reduction: int = 16
+    start: Start = "identity"
+    layout: Layout | None = None
+    pool: Literal["sample", "batch"] = "sample"
+    per_target: bool = False
+
+
+def attach_blocks(
+    model: nn.Module, example: Inputs, at: Mapping[str, str | None], options: Mapping[str, BlockOptions]
+) -> dict[str, SEBlock]:
+    """:func:`attach_se` for streams that differ in their options.
+
+    Args:
+        at: {stream: module}; {"": module, or None to find it} for a single block without a stream.
+        options: of each stream.
+    """
     model = bare(model)
     if attached(model):
         raise ValueError("the model has an SE block already: call selib.detach_se(model) first")
-    if isinstance(at, Mapping):
-        _check_streams(at)
-        if per_target:
-            raise ValueError(
-                f"per_target=True with the streams at={dict(at)}: one module is needed, whose map is averaged for the classifier"
-            )
     blocks: dict[str, SEBlock] = {}
+    averaged: nn.Linear | None = None
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
-        sites = (
-            {name: _named_site(model, example, where) for name, where in at.items()}
-            if isinstance(at, Mapping)
-            else {"": find_site(model, example) if at is None else _named_site(model, example, at)}
-        )
+        sites = {s: find_site(model, example) if w is None else _named_site(model, example, w) for s, w in at.items()}
         for stream, site in sites.items():
-            found = site.layout
-            if layout and layout != found.layout:
-                found = MapLayout(layout, site.shape[1 if layout == "BC*" else -1])
-            if per_target:
-                layer, rectifies = _linear_head(model, example, site, found)
+            o, found = options[stream], site.layout
+            if o.layout and o.layout != found.layout:
+                found = MapLayout(o.layout, site.shape[1 if o.layout == "BC*" else -1])
+            if o.per_target:
+                averaged, rectifies = _linear_head(model, example, site, found)
                 blocks[stream] = TargetSEBlock(
-                    found.channels, layer.out_features, reduction, start=start, layout=found.layout, grid=found.grid, pool=pool,
+                    found.channels, averaged.out_features, o.reduction, start=o.start, layout=found.layout, grid=found.grid, pool=o.pool,
                     rectifies=rectifies,
                 )  # fmt: skip
             else:
                 blocks[stream] = SEBlock(
-                    found.channels, reduction, start=start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=pool
+                    found.channels, o.reduction, start=o.start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=o.pool
                 )  # fmt: skip
-            blocks[stream].site, blocks[stream].stream = site.name, stream
+            blocks[stream].site, blocks[stream].stream, blocks[stream].frames = site.name, stream, site.frames
     for block in blocks.values():
         module = model.get_submodule(block.site)
         reference = next(iter(module.parameters()), next(iter(model.parameters()), torch.empty(0)))
@@ -516,12 +596,12 @@ def attach_se(
         block.train(model.training)
         module.__dict__[f"_{ATTRIBUTE}"] = block  # past Module.__setattr__: the block is registered once, at home
         module.register_forward_hook(_apply_block)
-    if per_target:
-        layer.__dict__[f"_{ATTRIBUTE}"] = blocks[""]
-        layer.register_forward_hook(_apply_target_gates)
-    _home(model).add_module(ATTRIBUTE, nn.ModuleDict(blocks) if isinstance(at, Mapping) else blocks[""])
+    if averaged is not None:
+        averaged.__dict__[f"_{ATTRIBUTE}"] = blocks[""]
+        averaged.register_forward_hook(_apply_target_gates)
+    _home(model).add_module(ATTRIBUTE, blocks[""] if "" in blocks else nn.ModuleDict(blocks))
     _forget_compiled()
-    return blocks if isinstance(at, Mapping) else blocks[""]
+    return blocks
 
 
 def _check_streams(at: Mapping[str, str]) -> None:

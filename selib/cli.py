@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = data.add_subparsers(required=True, metavar="ACTION")
     for name, text in (
         ("list", "the data sets, and which of them are here"),
-        ("make", "render a synthetic set"),
+        ("make", "render a synthetic set, or cut ava-asd from its videos"),
         ("get", "download a set from its official address"),
         ("check", "read a set strictly and say what is wrong with it"),
     ):
@@ -74,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         if name != "list":
             action.add_argument("name", metavar="NAME")
         if name == "make":
-            action.add_argument("-n", dest="count", type=int, metavar="COUNT", help="training images")
+            action.add_argument("-n", dest="count", type=int, metavar="COUNT", help="training images or clips")
             action.add_argument("--seed", type=int, default=0, metavar="S")
+            action.add_argument("--videos", metavar="DIR", help="for ava-asd: its videos and their annotations")
         action.add_argument("--data", metavar="DIR", help="where the data sets lie; default: SELIB_DATA, else data")
         action.set_defaults(command=_data, action=name)
 
@@ -123,7 +124,7 @@ def _data(chosen: argparse.Namespace) -> int:
         for line in catalog.list_sets(chosen.data):
             print(line)
     elif chosen.action == "make":
-        print(catalog.make(chosen.name, chosen.data, chosen.count, chosen.seed))
+        print(catalog.make(chosen.name, chosen.data, chosen.count, chosen.seed, videos=chosen.videos))
     elif chosen.action == "get":
         print(catalog.get(chosen.name, chosen.data))
     else:

@@ -11,14 +11,21 @@ among forty as among two. Where every output has gates of its own, its own λ ·
     loss = Σ_k KL( Bernoulli(σ(y_k)) || Bernoulli(σ(ŷ_k)) ) + λ · mean(s)        or, per target,    + λ · Σ_k mean(s_k)
 
 No labels are used. The feature maps are computed once, pooled where the head allows it, so a fit takes seconds on a CPU.
+
+Of a model that answers once a frame, the divergence is the mean over the frames. Several blocks, of streams side by side, learn together:
+
+    loss = mean over frames of the divergence + λ · mean over blocks of mean(s)
+
+There the maps that one block reads depend on the gates of others, so nothing is kept: the frozen network runs in every pass.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -34,14 +41,16 @@ from selib.attach import (
     attach_se,
     attached,
     bare,
+    call,
     check_task,
     decisions,
     detach_se,
     evaluating,
+    logits_of,
     to_device,
 )
 from selib.explanation import Explanation, SEExplainer
-from selib.head import Head
+from selib.head import Head, Trace, other_forwards
 from selib.se import SEBlock, TargetSEBlock, scaled
 from selib.select import Select, TopFraction
 
@@ -60,12 +69,12 @@ class FeatureCache:
     """One pass of a network over a loader: all that the gates and the head need.
 
     Attributes:
-        maps: (N, …) F as the head reads it, rectified and pooled where that changes nothing.
+        maps: (N, …) F as the head reads it, rectified and pooled where that changes nothing. N clips are all equally long.
         squeezed: (N, C) z, what the SE block reads.
         scales: (N, C) the scale that the maps had in that pass: 1 for a block at its identity start; (N, K, C) where the outputs had
             different ones.
-        logits: (N, K) of the network in that pass.
-        targets: (N,) or (N, K) when the loader has them.
+        logits: (N, K) of the network in that pass, or (N, T, K) with an answer a frame.
+        targets: (N,) or (N, K) when the loader has them, (N, T) of frames.
         seconds: how long the pass took.
     """
 
@@ -133,7 +142,8 @@ def cache_features(
         gated: False holds the block at scale 1 meanwhile: the network that was there before ``fit_gates``.
 
     Raises:
-        ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, or maps beyond the memory limit.
+        ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, clips that differ in length, or maps
+            beyond the memory limit.
     """
     started = time.perf_counter()
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -152,7 +162,7 @@ def cache_features(
             if head is None:
                 head = ex._head
                 head.prepare()
-                if len(ex.logits) > 1 and not head.shared:
+                if len(ex.logits) > 1 and not head.reads_only_the_map():
                     raise ValueError(_BYPASSED)
             maps = head.effective(ex._raw)
             size += maps.numel() * maps.element_size()
@@ -165,6 +175,12 @@ def cache_features(
                 targets.append(labels.to(ex.logits.device))
     if head is None:
         raise ValueError("the loader is empty: there are no images to learn the gates from")
+    lengths = {row[3].shape[1] for row in found if row[3].ndim == 3}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"clips of {min(lengths)} to {max(lengths)} frames: to be kept in memory they must be equally long; cut them alike, or "
+            'attach with at={"…": module}, whose gates are fitted without it'
+        )
     if len({row[2].ndim for row in found}) > 1:
         found = [(m, z, s if s.ndim == 3 else s[:, None].expand(-1, y.shape[1], -1), y) for m, z, s, y in found]
     maps, squeezed, scales, logits = (torch.cat([row[i] for row in found]) for i in range(4))
@@ -180,6 +196,41 @@ def cache_features(
 def _common(scales: Tensor) -> Tensor:
     """Scales (n, K, C) that are the same for all K as (n, C): those of an identity start need no K times the memory."""
     return scales[:, 0].clone() if scales.ndim == 3 and bool((scales == scales[:, :1]).all()) else scales
+
+
+@contextmanager
+def _recurrent_gradients(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through recurrent layers: cuDNN's have them in training mode only, which is the same without dropout."""
+    layers = [(m, m.training, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
+    try:
+        for layer, _, _ in layers:
+            layer.training, layer.dropout = True, 0.0
+        yield
+    finally:
+        for layer, training, dropout in layers:
+            layer.training, layer.dropout = training, dropout
+
+
+def _divergence(teacher: Tensor, student: Tensor, task: Task) -> Tensor:
+    """KL of the student's decisions from the teacher's: the mean over samples or frames of logits (…, K)."""
+    if task == "multilabel":
+        return bernoulli_kl(teacher, student).sum(-1).mean()
+    teacher, student = (logits.flatten(0, -2).log_softmax(1) for logits in (teacher, student))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def _learning(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Weights that take gradients meanwhile, whether or not they did before, and have none afterwards."""
+    learns = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, before in zip(weights, learns, strict=True):
+            weight.grad = None
+            weight.requires_grad_(before)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -225,6 +276,27 @@ class GateReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class StreamsGateReport:
+    """What ``fit_gates`` reached with several SE blocks, on batches held out from the fit.
+
+    ``agreement`` and ``agreement_positive`` are those of :class:`GateReport`, over frames where there are any; ``open_gates`` is, for each
+    stream, the mean share of gates above ½; ``held_out`` counts images or clips, ``epochs`` the passes, ``seconds`` are those of the whole.
+    """
+
+    sparsity: float
+    agreement: float
+    agreement_positive: float
+    open_gates: dict[str, float]
+    held_out: int
+    epochs: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain numbers, for a results file."""
+        return asdict(self)
+
+
 def fit_gates(
     model: nn.Module,
     loader: Iterable[Any] | FeatureCache,
@@ -239,29 +311,39 @@ def fit_gates(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
-) -> GateReport:
+) -> Any:
     """Train only the SE block to keep the network's own predictions with as few open gates as possible.
 
     The block is attached first if there is none, and started anew. The loader should not augment or shuffle in ways that the
     network would not see; its labels are ignored. One image in ten is held out for the report. The network's weights, mode and
     gradients are untouched. The gated network is F' = s·F.
 
+    Several blocks that are attached already, ``at={stream: module}``, learn together. The network then runs in every pass, so the loader
+    must be one that can be iterated again and gives the same batches; one in ten of them is held out. Clips may differ in length from
+    batch to batch.
+
     Args:
-        model: a trained network that returns logits (B, K).
+        model: a trained network that returns logits (B, K), or (B, T, K) or (B·T, K) with an answer for each frame of a clip.
         loader: yields inputs or (inputs, labels); or the :class:`FeatureCache` of an earlier pass over this model.
         sparsity: λ.
         agreement: instead of a λ, a promise: the sparsest gates that keep this share of the predictions on held-out images.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
         per_target: attach gates for each output; the head must be global average pooling + linear. A block that is there already says
             by itself which kind it is.
-        epochs: passes over the cached features; by default enough for about 1,000 steps.
+        epochs: passes over the cached features, by default enough for about 1,000 steps; with several blocks passes over the loader, by
+            default enough for about 300.
+        lr, batch_size: of the fit; several blocks take the loader's batches.
         reduction: r of the block, when it is attached here; by default 1, and 4 for the blocks of ``per_target``. To know which channels
             a prediction rests on, the block must know the prediction: a bottleneck narrower than the number of classes costs
             agreement, but each of many blocks has one decision to know.
 
+    Returns:
+        A :class:`GateReport`, or a :class:`StreamsGateReport` for several blocks.
+
     Raises:
-        ValueError: an argument out of range, an empty loader, several SE blocks, a head that other inputs bypass, or ``per_target``
-            with an attached block that all outputs share.
+        ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of several lengths before one block,
+            ``per_target`` with an attached block that all outputs share, or, with several blocks, a promised agreement, a cache or a
+            loader that can be iterated only once.
     """
     check_task(task)
     if sparsity < 0:
@@ -271,6 +353,11 @@ def fit_gates(
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
     model = bare(model)
+    if attached(model) and list(attached(model)) != [""] and not isinstance(loader, FeatureCache):
+        if agreement is not None or per_target:
+            what = "per_target=True" if per_target else f"agreement={agreement}"
+            raise ValueError(f"{what} is for one SE block, this model has {', '.join(attached(model))}: give sparsity=")
+        return _fit_streams(model, loader, task, sparsity, epochs, lr, seed, progress)
     fresh = not isinstance(loader, FeatureCache) and not attached(model)
     if fresh:
         reduction = reduction if reduction is not None else 4 if per_target else 1
@@ -345,41 +432,129 @@ def _fit(
     seed: int,
     progress: bool,
 ) -> None:
-    with torch.random.fork_rng(devices=[]), evaluating(cache.head.model), torch.enable_grad():
+    weights = [*block.fc1.parameters(), *block.fc2.parameters()]
+    with (
+        torch.random.fork_rng(devices=[]),
+        evaluating(cache.head.model),
+        _recurrent_gradients(cache.head.model),
+        torch.enable_grad(),
+        _learning(weights),
+    ):
         torch.manual_seed(seed)
         block.restart("paper")
-        weights = [*block.fc1.parameters(), *block.fc2.parameters()]
-        learns = [weight.requires_grad for weight in weights]
-        for weight in weights:
-            weight.requires_grad_(True)
-        optimizer = torch.optim.AdamW(weights, lr)
         steps = epochs * -(-len(rows) // batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
-        teacher = cache.logits if task == "multilabel" else cache.logits.log_softmax(1)
+        step = _stepper(weights, lr, steps)
         # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
         strength = sparsity * (block.targets if isinstance(block, TargetSEBlock) and task == "multilabel" else 1)
         bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
         for _ in range(epochs):
             for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):
                 gates = block.excite(cache.squeezed[index])
-                student = cache.run(gates, index)
-                if task == "multilabel":
-                    divergence = bernoulli_kl(teacher[index], student).sum(1).mean()
-                else:
-                    divergence = F.kl_div(
-                        student.log_softmax(1), teacher[index], reduction="batchmean", log_target=True
-                    )
-                loss = divergence + strength * gates.mean()
-                # Gradients of the block alone: backward() would also fill those of the frozen head.
-                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                    weight.grad = gradient
-                optimizer.step()
-                schedule.step()
+                step(_divergence(cache.logits[index], cache.run(gates, index), task) + strength * gates.mean())
                 bar.update()
         bar.close()
-        for weight, before in zip(weights, learns, strict=True):
-            weight.grad = None
-            weight.requires_grad_(before)
+
+
+def _stepper(weights: Sequence[nn.Parameter], lr: float, steps: int) -> Callable[[Tensor], None]:
+    """A step of AdamW on a loss, under a one-cycle learning rate."""
+    optimizer = torch.optim.AdamW(weights, lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+
+    def step(loss: Tensor) -> None:
+        # Gradients of the blocks alone: backward() would also fill those of the frozen head.
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        schedule.step()
+
+    return step
+
+
+def _fit_streams(
+    model: nn.Module, loader: Iterable[Any], task: Task, sparsity: float, epochs: int | None, lr: float, seed: int, progress: bool
+) -> StreamsGateReport:  # fmt: skip
+    """``fit_gates`` of several blocks: the frozen network runs in every pass, the part behind the gates with gradients."""
+    if iter(loader) is loader:
+        raise ValueError(
+            "the loader is an iterator, which gives its batches once, but several SE blocks are fitted in several passes: give what can "
+            "be iterated again, such as a DataLoader or a list"
+        )
+    started = time.perf_counter()
+    blocks = attached(model)
+    weights = [p for block in blocks.values() for p in (*block.fc1.parameters(), *block.fc2.parameters())]
+    teachers = {block: copy.deepcopy(block) for block in blocks.values()}
+    sites = [model.get_submodule(block.site) for block in blocks.values()]
+    gates: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda s: gates.setdefault(name, s)
+
+    def both(batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits of the network as it was and with the new gates. What no gate reaches is computed once."""
+        inputs = to_device(_inputs(batch)[0], _device(model))
+        trace = Trace(model, sites)
+        gates.clear()
+        before = other_forwards([(block, teacher.forward) for block, teacher in teachers.items()])
+        with torch.no_grad(), before, trace.recording():
+            teacher = logits_of(call(model, inputs), inputs).float()
+        with ExitStack() as stack:
+            for name, block in blocks.items():
+                stack.enter_context(block.override(keep(name)))
+            stack.enter_context(trace.replaying(reached=lambda t: t.requires_grad))
+            return teacher, logits_of(call(model, inputs), inputs).float()
+
+    frozen = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_recurrent_gradients(model))
+        for p in frozen:
+            stack.callback(p.requires_grad_, True)
+            p.requires_grad_(False)
+        torch.manual_seed(seed)
+        for block in blocks.values():
+            block.restart("paper")
+        count = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+        if count < 2:
+            raise ValueError(
+                f"batches in the loader: {count}, but fit_gates needs at least two with several SE blocks, one of them is held out"
+            )
+        held = {index for index in range(count) if index % 10 == 9} or {count - 1}
+        epochs = epochs or max(1, round(300 / (count - len(held))))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_learning(weights))
+        step = _stepper(weights, lr, epochs * (count - len(held)))
+        bar = stack.enter_context(
+            tqdm(total=epochs * count, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
+        )
+        for _ in range(epochs):
+            for index, batch in enumerate(loader):
+                bar.update()
+                if index not in held:
+                    teacher, student = both(batch)
+                    open_share = torch.stack([s.mean() for s in gates.values()]).mean()
+                    step(_divergence(teacher, student, task) + sparsity * open_share)
+        samples, right, yes = 0, [], []
+        opened: dict[str, list[Tensor]] = {name: [] for name in blocks}
+        for index, batch in enumerate(loader):
+            if index in held:
+                teacher, student = both(batch)
+                wanted = decisions(teacher, task)
+                right.append((decisions(student, task) == wanted).flatten())
+                yes.append((wanted if task == "multilabel" else torch.ones_like(wanted)).flatten().bool())
+                for name, s in gates.items():
+                    opened[name].append((s > 0.5).flatten())
+                samples += len(teacher)
+    agree, positive = torch.cat(right).double(), torch.cat(yes)
+    return StreamsGateReport(
+        sparsity=sparsity,
+        agreement=float(agree.mean()),
+        agreement_positive=float(agree[positive].mean()) if bool(positive.any()) else 1.0,
+        open_gates={name: float(torch.cat(shares).double().mean()) for name, shares in opened.items()},
+        held_out=samples,
+        epochs=epochs,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _portions(block: SEBlock, rows: Tensor) -> tuple[Tensor, ...]:

@@ -120,6 +120,35 @@ def average_precision(heatmaps: Tensor, masks: Tensor) -> Tensor:
     return (precision.gather(1, _ties(values)[1]) * hits).sum(1) / hits.sum(1)
 
 
+def frame_average_precision(scores: Tensor, labels: Tensor) -> float:
+    """Average precision over all labelled frames, in (0, 1]: the mAP that AVA-ActiveSpeaker and WASD report.
+
+    As in ActivityNet's get_ava_active_speaker_performance: every frame is a detection, sorted by its score;
+
+        AP = Σ_n (R_n - R_{n-1}) max_{m ≥ n} P_m
+
+    with precision and recall over the first n detections, the precision made monotone from the right. Frames of equal score,
+    which no threshold can separate, count as one step; the official script takes them in the order of its file, and is the
+    same number where all scores differ. Scores in any unit, labels 0 or 1 (or bool), both of one shape.
+
+    Raises ValueError for different shapes, scores that are not finite, labels other than 0 and 1, or none that is 1.
+    """
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores and labels must have one shape, got {tuple(scores.shape)} and {tuple(labels.shape)}")
+    if not scores.isfinite().all():
+        raise ValueError("scores must be finite: the model gave NaN or infinity")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels must be 0 or 1, 1 for speaking and audible")
+    if not labels.any():
+        raise ValueError("no frame is labelled 1: average precision is not defined")
+    values, order = scores.flatten().sort(descending=True)
+    hits = labels.flatten()[order].double().cumsum(0)
+    last = F.pad(values[1:] != values[:-1], (0, 1), value=True)  # of each run of equal scores
+    hits, seen = hits[last], torch.arange(1, len(values) + 1, device=hits.device)[last]
+    precision = (hits / seen).flip(0).cummax(0).values.flip(0)
+    return float((hits.diff(prepend=hits.new_zeros(1)) * precision).sum() / hits[-1])
+
+
 def _ties(values: Tensor) -> tuple[Tensor, Tensor]:
     """First and last position, in each sorted row (B, N), of the run of equal values that a position belongs to."""
     n = values.shape[1]

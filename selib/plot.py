@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
+from itertools import pairwise
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -17,6 +18,9 @@ from torch import Tensor
 
 COLORMAP = "inferno"  # perceptually uniform, readable with every colour vision deficiency and in grey
 OURS, OTHERS, CONTROLS = "#0072B2", "#D55E00", "#999999"  # of Okabe & Ito's colour-blind-safe palette
+MODALITIES = {"audio": "#E69F00", "face": "#0072B2", "body": "#009E73"}  # and for others in turn:
+MORE = ("#CC79A7", "#56B4E9", "#D55E00", "#999999")
+TRUTH = "#009E73"
 STYLE = {**sns.axes_style("whitegrid"), "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
 
 
@@ -56,6 +60,68 @@ def overlay(image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: 
     pixels = image.cpu().permute(1, 2, 0).numpy()
     mixed = (1 - opacity) * pixels + opacity * colours
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def tint(
+    image: NDArray[np.uint8], heatmap: NDArray[Any], *, opacity: float = 0.85, colormap: str = COLORMAP
+) -> NDArray[np.uint8]:
+    """Colour an image by a heatmap whose own value is its opacity: where it is low the picture stays as it was.
+
+    Args:
+        image: grey (…, H, W) or RGB (…, H, W, 3).
+        heatmap: (…, H, W), in [0, 1], or uint8 from 0 to 255.
+        opacity: at the map's maximum, in [0, 1].
+
+    Returns:
+        RGB uint8 (…, H, W, 3).
+
+    Raises:
+        ValueError: sizes that differ, or an opacity outside [0, 1].
+    """
+    grey = image.ndim == heatmap.ndim
+    if image.shape[: heatmap.ndim] != heatmap.shape or not (grey or image.shape[heatmap.ndim :] == (3,)):
+        raise ValueError(f"the heatmap {heatmap.shape} does not lie on the image {image.shape}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity={opacity} must lie in [0, 1]")
+    level = heatmap if heatmap.dtype == np.uint8 else np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
+    below, above = _tinting(opacity, colormap)
+    pixels = image[..., None] if grey else image
+    return np.rint(below[level] * pixels + above[level]).astype(np.uint8)
+
+
+@cache
+def _tinting(opacity: float, colormap: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """For each of 256 levels of a map: what remains of the image (256, 1), and the colour that is added (256, 3)."""
+    value = np.linspace(0, 1, 256)
+    colours = matplotlib.colormaps[colormap](value)[:, :3] * 255
+    mixed = opacity * value[:, None]
+    return (1 - mixed).astype(np.float32), (mixed * colours).astype(np.float32)
+
+
+def pixels(frames: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """Frames in [0, 1], or uint8 already, as uint8 of the same shape."""
+    values = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    return values if values.dtype == np.uint8 else np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def spans(truth: Tensor | NDArray[Any]) -> list[tuple[int, int]]:
+    """The stretches [start, stop) in which 0/1 labels (T,) are 1."""
+    edges = np.diff(np.asarray(truth).astype(bool).astype(np.int8), prepend=0, append=0)
+    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
+
+
+def envelope(wave: NDArray[Any], columns: int) -> NDArray[np.float64]:
+    """Lowest and highest sample in each of ``columns`` stretches of a track (N,): (columns, 2), scaled to at most ±1."""
+    edges = np.linspace(0, len(wave), columns + 1).astype(int)
+    parts = [wave[a : max(b, a + 1)] for a, b in pairwise(edges)]
+    found = np.array([(part.min(), part.max()) if len(part) else (0, 0) for part in parts], dtype=np.float64)
+    return found / max(1e-12, float(np.abs(found).max()))
+
+
+def modality_colours(names: Iterable[str]) -> dict[str, str]:
+    """A fixed colour for each of the usual modalities, and others for others."""
+    rest = iter(MORE)
+    return {name: MODALITIES.get(name) or next(rest, CONTROLS) for name in names}
 
 
 @styled
@@ -277,6 +343,188 @@ def part_grid(values: Mapping[str, Mapping[str, tuple[float, float | None]]]) ->
 def _cell(row: Mapping[str, tuple[float, float | None]], part: str, side: int) -> float:
     value = row[part][side] if part in row else None
     return float("nan") if value is None else value
+
+
+Frames = Tensor | NDArray[Any]
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.005, 0.5), "fontsize": 7, "frameon": False, "borderpad": 0.2, "handlelength": 1.6}  # fmt: skip
+
+
+@styled
+def film_strip(
+    frames: Frames | Mapping[str, Frames],
+    maps: Frames | Mapping[str, Frames] | None = None,
+    *,
+    scores: Frames | Mapping[str, Frames] | None = None,
+    labels: Frames | None = None,
+    wave: NDArray[Any] | None = None,
+    shares: Mapping[str, Frames] | None = None,
+    masks: Mapping[str, Frames] | None = None,
+    shown: int | Sequence[int] = 10,
+    fps: float = 25.0,
+    rate: int = 16000,
+    title: str = "",
+) -> Figure:
+    """Crops of a clip in a row, with their heatmaps, over what was heard, said and true at the time.
+
+    Args:
+        frames: grey (T, H, W), uint8 or in [0, 1]; or {row: frames} for several rows, such as face and body.
+        maps: heatmaps in [0, 1] of the same shape, or {row: maps}; a row without one is shown as it is.
+        scores: probability of speaking (T,), or {line: probabilities}.
+        labels: 0/1 (T,): the true speech is a shaded band.
+        wave: the sound track (N,), from the first frame on, ``rate`` samples a second.
+        shares: {modality: (T,)}, not negative: stacked areas, scaled to sum to 1 in each frame.
+        masks: {row: bool (T, H, W)}: the truth, outlined in white.
+        shown: how many frames, evenly spread, or which.
+
+    Raises:
+        ValueError: rows of different lengths, maps or masks of a row that there is not, frames outside the clip, negative shares.
+    """
+    rows = dict(frames) if isinstance(frames, Mapping) else {"": frames}
+    over = dict(maps) if isinstance(maps, Mapping) else {} if maps is None else {"": maps}
+    lines = dict(scores) if isinstance(scores, Mapping) else {} if scores is None else {"model": scores}
+    truth = dict(masks or {})
+    length = len(next(iter(rows.values())))
+    check_clip(rows, {**over, **{f"mask of {row}": mask for row, mask in truth.items()}}, {"labels": labels, **lines, **(shares or {})})  # fmt: skip
+    if isinstance(shown, int):
+        count = max(1, min(shown, length))
+        which = [int((i + 0.5) * length / count) for i in range(count)]
+    else:
+        which = list(shown)
+    if not which or min(which) < 0 or max(which) >= length:
+        raise ValueError(f"shown={shown} is not within the {length} frames of the clip")
+
+    panels = [("sound", 0.45)] * (wave is not None) + [("p(speaking)", 0.8)] * (bool(lines) or labels is not None) + [("share", 0.8)] * bool(shares)  # fmt: skip
+    # Laid out in inches, so that the crops are square and stand over their time.
+    left, side, gap = 0.6, min(8.0 / len(which), 1.6), 0.08
+    width, right = side * len(which), 1.1 if lines or shares else 0.1
+    top, below = 0.42 if title else 0.2, 0.4 if panels else 0.05
+    across, total = left + width + right, top + sum(tall + gap for _, tall in panels) + (side + gap / 2) * len(rows) + below  # fmt: skip
+    fig = Figure(figsize=(across, total))
+
+    def axes(tall: float, space: float) -> Axes:
+        nonlocal top
+        top += tall + space
+        return fig.add_axes((left / across, 1 - top / total, width / across, tall / total))
+
+    for row, clip in rows.items():
+        ax = axes(side, gap / 2)
+        _strip_row(ax, pixels(clip)[which], over.get(row), truth.get(row), which)
+        ax.set_ylabel(row, fontsize=8)
+        if row == next(iter(rows)):
+            for place, frame in enumerate(which):
+                ax.text((place + 0.5) / len(which), 1.02, f"{frame / fps:.2f} s", transform=ax.transAxes, ha="center", va="bottom", fontsize=7)  # fmt: skip
+    for name, tall in panels:
+        ax = axes(tall, gap)
+        for start, stop in spans(labels) if labels is not None and name != "share" else ():
+            ax.axvspan(start / fps, stop / fps, color=TRUTH, alpha=0.2, linewidth=0)
+        if name == "sound" and wave is not None:
+            ends = envelope(wave[: round(length / fps * rate)], 600)
+            ax.fill_between(np.linspace(0, min(len(wave) / rate, length / fps), 600), *ends.T, color="#444444", linewidth=0.3)  # fmt: skip
+            ax.set(ylim=(-1.05, 1.05), yticks=[])
+        elif name == "share" and shares:
+            _share_areas(ax, shares, np.arange(length + 1) / fps)
+        else:
+            _score_lines(ax, lines, labels is not None, (np.arange(length) + 0.5) / fps)
+        for frame in which:
+            ax.axvline((frame + 0.5) / fps, color="#666666", linewidth=0.5, linestyle=":", zorder=0.5)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylabel(name, fontsize=8)
+        ax.set_xlim(0, length / fps)
+        ax.tick_params(labelsize=7, labelbottom=name == panels[-1][0], pad=1)
+    if panels:
+        ax.set_xlabel("seconds", fontsize=8, labelpad=1)
+    if title:
+        fig.text((left + width / 2) / across, 1 - 0.05 / total, title, ha="center", va="top", fontsize=9)
+    return fig
+
+
+def check_clip(rows: Mapping[str, Any], over: Mapping[str, Any], timed: Mapping[str, Any]) -> None:
+    length = len(next(iter(rows.values())))
+    for row, clip in rows.items():
+        if clip.ndim != 3 or len(clip) != length:
+            raise ValueError(f"the frames {row!r} have the shape {tuple(clip.shape)}: ({length}, H, W) is needed")
+    for name, maps in over.items():
+        row = name.removeprefix("mask of ")
+        if row not in rows:
+            raise ValueError(f"there are maps or masks for {row!r}, but only the rows {', '.join(map(repr, rows))}")
+        if tuple(maps.shape) != tuple(rows[row].shape):
+            raise ValueError(
+                f"{name!r} has the shape {tuple(maps.shape)}, but its frames have {tuple(rows[row].shape)}: pass size="
+            )
+    for name, values in timed.items():
+        if values is not None and tuple(values.shape) != (length,):
+            raise ValueError(f"{name!r} has the shape {tuple(values.shape)}, but there are {length} frames")
+
+
+def _strip_row(ax: Axes, crops: NDArray[np.uint8], maps: Frames | None, masks: Frames | None, which: list[int]) -> None:
+    """The crops (n, H, W) side by side, with a white line between them."""
+    between = max(2, crops.shape[2] // 28)
+
+    def joined(parts: NDArray[Any], blank: Any) -> NDArray[Any]:
+        padding = [(0, 0), (0, 0), (between // 2, between - between // 2)] + [(0, 0)] * (parts.ndim - 3)
+        return np.concatenate(list(np.pad(parts, padding, constant_values=blank)), axis=1)
+
+    colours = np.repeat(crops[..., None], 3, axis=3) if maps is None else tint(crops, pixels(maps[which]))
+    ax.imshow(joined(colours, 255), interpolation="bilinear", aspect="auto")
+    if masks is not None and bool(masks[which].any()):
+        ax.contour(joined(pixels(masks[which]) > 0, False), levels=[0.5], colors="white", linewidths=0.7)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    sns.despine(ax=ax, left=True, bottom=True)
+
+
+def _score_lines(ax: Axes, lines: Mapping[str, Frames], banded: bool, seconds: NDArray[Any]) -> None:
+    for (name, values), colour, style in zip(lines.items(), (OURS, OTHERS, "#CC79A7"), ("-", "--", ":"), strict=False):
+        ax.plot(seconds, np.asarray(values, dtype=float), color=colour, linestyle=style, linewidth=1.4, label=name)
+    ax.axhline(0.5, color="#666666", linewidth=0.6, zorder=1)
+    ax.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
+    if banded:
+        ax.fill_between([], [], color=TRUTH, alpha=0.2, linewidth=0, label="truth")
+    if len(lines) > 1 or banded:
+        ax.legend(**BESIDE)
+
+
+def _share_areas(ax: Axes, shares: Mapping[str, Frames], seconds: NDArray[Any]) -> None:
+    values = np.array([np.asarray(share, dtype=float) for share in shares.values()])
+    if (values < 0).any():
+        raise ValueError("shares must not be negative: pass the size of the influence")
+    whole = values.sum(0)
+    parts = np.divide(values, whole, out=np.full_like(values, np.nan), where=whole > 0)
+    colours = modality_colours(shares)
+    steps = np.concatenate([parts, parts[:, -1:]], axis=1)  # each frame lasts until the next
+    areas = ax.stackplot(seconds, steps, step="post", labels=list(shares), colors=list(colours.values()), alpha=0.85)
+    for area, hatch in zip(areas, ("", "///", "...", "xx", "\\\\"), strict=False):
+        area.set(hatch=hatch, edgecolor="white", linewidth=0)
+    ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+    ax.legend(**BESIDE)
+
+
+@styled
+def modality_bars(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]], *, ylabel: str = "share of the influence"
+) -> Figure:
+    """What each modality counts for in each condition: {condition: {modality: (mean, low, high)}}, the interval as a line.
+
+    Raises:
+        ValueError: conditions that do not name the same modalities.
+    """
+    names = list(next(iter(values.values())))
+    for condition, row in values.items():
+        if list(row) != names:
+            raise ValueError(f"{condition!r} has the modalities {list(row)}, the first condition {names}")
+    fig, axes = figure(1.0 + 1.25 * len(values), 2.6)
+    ax = axes[0][0]
+    width = 0.8 / len(names)
+    for i, (name, colour, hatch) in enumerate(zip(names, modality_colours(names).values(), ("", "///", "...", "xx", "\\\\"), strict=False)):  # fmt: skip
+        places = np.arange(len(values)) + (i - (len(names) - 1) / 2) * width
+        mean, low, high = np.array([row[name] for row in values.values()]).T
+        ax.bar(places, mean, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
+        ax.vlines(places, low, high, color="black", linewidth=1.2)
+    ax.set_xticks(range(len(values)), [condition.replace(" ", "\n", 1) for condition in values])
+    ax.set(ylabel=ylabel, ylim=(None if min(v[1] for row in values.values() for v in row.values()) < 0 else 0, None))
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return fig
 
 
 def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate s") -> None:

@@ -31,6 +31,21 @@ class Profile:
     lone_train: int  # of the training faces, so many for networks that are asked for one attribute alone
     lone_epochs: int  # passes over them
     pairs_per_attribute: int  # faces in a localisation table, for each attribute that has a place
+    speaker_train: int  # clips of synth-speakers to render and train on
+    speaker_test: int  # and to report on, a fifth of them under each condition
+    speaker_seeds: tuple[int, ...]  # one training run for each, with SE and without
+    speaker_epochs: int  # passes over them, or over a real set, on a CPU, with the compact network
+    speaker_gpu_epochs: (
+        int | None
+    )  # the same on a GPU, with the network of the size of BIAS; None keeps the compact one there too
+    speaker_from_shipped: bool  # start from the shipped network, or from nothing
+    speaker_limit: int | None  # clips of each split of AVA-ActiveSpeaker or WASD; None keeps all
+    speaker_lone: int  # clips of a task that one stream alone solves
+    speaker_lone_test: int  # and to report on
+    speaker_lone_epochs: int  # passes over them
+    speaker_explained: int  # clips in a localisation table and in a table of modalities, for each condition there
+    speaker_gate_clips: int  # clips that label-free gates are learned from
+    speaker_gate_epochs: int  # passes over them
     seeds: tuple[int, ...]  # one training run per seed; intervals over seeds need at least three
     gate_epochs: int | None  # passes of the gate distillation over cached features; None leaves it to fit_gates
     explain_images: int  # validation images in a localisation table
@@ -61,6 +76,19 @@ PROFILES = {
             lone_train=300,
             lone_epochs=1,
             pairs_per_attribute=2,
+            speaker_train=40,
+            speaker_test=25,
+            speaker_seeds=(0,),
+            speaker_epochs=1,
+            speaker_gpu_epochs=None,
+            speaker_from_shipped=True,
+            speaker_limit=20,
+            speaker_lone=20,
+            speaker_lone_test=10,
+            speaker_lone_epochs=1,
+            speaker_explained=3,
+            speaker_gate_clips=10,
+            speaker_gate_epochs=2,
             seeds=(0,),
             gate_epochs=60,
             explain_images=32,
@@ -87,6 +115,19 @@ PROFILES = {
             lone_train=1800,
             lone_epochs=5,
             pairs_per_attribute=8,
+            speaker_train=240,
+            speaker_test=240,
+            speaker_seeds=(0, 1, 2),
+            speaker_epochs=2,
+            speaker_gpu_epochs=None,
+            speaker_from_shipped=True,
+            speaker_limit=None,
+            speaker_lone=80,
+            speaker_lone_test=30,
+            speaker_lone_epochs=2,
+            speaker_explained=24,
+            speaker_gate_clips=60,
+            speaker_gate_epochs=10,
             seeds=(0,),
             gate_epochs=None,
             explain_images=200,
@@ -113,6 +154,19 @@ PROFILES = {
             lone_train=4000,
             lone_epochs=5,
             pairs_per_attribute=16,
+            speaker_train=1200,
+            speaker_test=400,
+            speaker_seeds=(0, 1, 2),
+            speaker_epochs=10,
+            speaker_gpu_epochs=25,
+            speaker_from_shipped=False,
+            speaker_limit=None,
+            speaker_lone=400,
+            speaker_lone_test=60,
+            speaker_lone_epochs=4,
+            speaker_explained=40,
+            speaker_gate_clips=200,
+            speaker_gate_epochs=20,
             seeds=(0, 1, 2),
             gate_epochs=None,
             explain_images=300,

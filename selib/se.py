@@ -85,6 +85,7 @@ class SEBlock(nn.Module):
         self.pool = pool
         self.site = ""  # the module whose output is gated, and the stream it stands for; set by attach_se
         self.stream = ""
+        self.frames = False  # whether the model answers once a frame; set by attach_se
         self.features = nn.Identity()
         self.bottleneck = max(1, channels // reduction)
         self.fc1 = nn.Linear(channels, self.bottleneck)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from selib.attach import Task, attach_se, attached, bare, call, check_task, decisions, evaluating, logits_of, to_device
+from selib.attach import (
+    BlockOptions,
+    Task,
+    attach_blocks,
+    attached,
+    bare,
+    call,
+    check_task,
+    decisions,
+    evaluating,
+    logits_of,
+    to_device,
+)
 from selib.models import build, sides
 from selib.results import replacing, write_text
 from selib.se import TargetSEBlock
@@ -46,10 +58,39 @@ def accelerator(device: str = "auto") -> Accelerator:
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not on_gpu)
 
 
+def _rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers of frames, logits (B, T, K) or (B·T, K) with targets (B, T) or (B, T, K), as a row each: (B·T, K) and (B·T, …).
+
+    Raises:
+        ValueError: targets that are not one a frame.
+    """
+    if logits.ndim == 3:
+        if targets.shape[:2] != logits.shape[:2]:
+            raise ValueError(
+                f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}: the model answers once a frame, (B, T, …)"
+            )
+        return logits.flatten(0, 1), targets.flatten(0, 1)
+    by_frame = targets.ndim > 1 and len(targets) != len(logits) == targets.shape[:2].numel()
+    return logits, targets.flatten(0, 1) if by_frame else targets
+
+
 def _loss(logits: Tensor, targets: Tensor, task: Task, smoothing: float = 0.0) -> Tensor:
+    logits, targets = _rows(logits, targets)
     if task == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+        return F.binary_cross_entropy_with_logits(logits.float(), _columns(targets, logits).float())
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+
+def _columns(targets: Tensor, logits: Tensor) -> Tensor:
+    """Targets (N,) of a single output as (N, 1)."""
+    return targets[:, None] if targets.ndim == 1 and logits.shape[1] == 1 else targets
+
+
+def _auxiliary(output: Any, targets: Tensor, task: Task, smoothing: float) -> Tensor | float:
+    """The sum of the losses of a training-mode output's "auxiliary" logits, 0 if it has none."""
+    further = output.get("auxiliary") if isinstance(output, Mapping) else None
+    losses = [_loss(logits_of(logits), targets, task, smoothing) for logits in (further or {}).values()]
+    return torch.stack(losses).sum() if losses else 0.0
 
 
 def _channels_last(batch: Any) -> Any:
@@ -76,6 +117,7 @@ def fit(
     label_smoothing: float = 0.0,
     task: Task = "multiclass",
     gate_sparsity: float = 0.0,
+    auxiliary: float = 0.4,
     seed: int = 0,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
@@ -84,14 +126,17 @@ def fit(
     """Train in place with a one-cycle learning rate.
 
     Args:
-        model: returns logits (B, K).
-        train: a DataLoader of (inputs, targets); if its dataset has ``set_epoch``, it is told the epoch.
+        model: returns logits (B, K), or (B, T, K) or (B·T, K) with an answer for each frame of a clip.
+        train: a DataLoader of (inputs, targets), or what else has a length and yields them; if it or its dataset has ``set_epoch``, it is
+            told the epoch.
         val: evaluated after every epoch.
         optimizer: ``"sgd"``, with Nesterov momentum 0.9, or ``"adamw"``.
         lr: peak learning rate; by default 0.2 for SGD and 8e-3 for AdamW, for batches of 64 to 128.
         weight_decay: by default 5e-4 for SGD and 0.02 for AdamW; biases and norms do not decay.
-        task: ``"multiclass"`` (targets (B,) int64) or ``"multilabel"`` (targets (B, K) of 0 and 1).
+        task: ``"multiclass"`` (targets (B,) int64) or ``"multilabel"`` (targets (B, K) of 0 and 1). Frames have (B, T) or (B, T, K).
         gate_sparsity: λ of the penalty λ·mean(s) on the gates of attached SE blocks; 0 is the paper's training.
+        auxiliary: weight of further losses, one for each entry of the dict "auxiliary" beside the "logits" in what the model returns in
+            training mode (as TalkNet and Light-ASD train their streams); of no account for other models.
         seed: random numbers of epoch e start from (seed, e), so a resumed run repeats an unbroken one.
         out: folder for ``metrics.jsonl`` and ``state.safetensors``; a run found there is resumed, a finished one just loaded.
 
@@ -124,7 +169,7 @@ def fit(
     folder = Path(out) if out is not None else None
     settings = {
         "optimizer": optimizer, "epochs": epochs, "steps": steps_per_epoch, "lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
-        "task": task, "gate_sparsity": gate_sparsity, "seed": seed,
+        "task": task, "gate_sparsity": gate_sparsity, "auxiliary": auxiliary, "seed": seed,
     }  # fmt: skip
     gates: list[Tensor] = []
     handles = [
@@ -149,8 +194,13 @@ def fit(
                 for group in raw_optimizer.param_groups:
                     group["lr"] = lr * _one_cycle(epoch * steps_per_epoch + index + 1, epochs * steps_per_epoch + 1)
                 gates.clear()
-                loss = _loss(logits_of(call(wrapped, _channels_last(inputs))), targets, task, label_smoothing)
+                inputs, targets = to_device(
+                    (inputs, targets), acc.device
+                )  # a loader that is no DataLoader leaves them where they are
+                output = call(wrapped, _channels_last(inputs))
+                loss = _loss(logits_of(output), targets, task, label_smoothing)
                 objective = loss + gate_sparsity * torch.stack(gates).mean() if gates else loss
+                objective = objective + auxiliary * _auxiliary(output, targets, task, label_smoothing)
                 stepper.zero_grad()
                 acc.backward(objective)
                 stepper.step()
@@ -183,15 +233,22 @@ def fit(
 def predict(
     model: nn.Module, loader: Iterable[Any], *, device: str = "auto", progress: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) float32 and targets (N, …) of a whole loader, in evaluation mode, on the CPU, in the loader's order."""
+    """Logits (N, K) float32 and targets (N, …) of a whole loader, in evaluation mode, on the CPU, in the loader's order.
+
+    Of a model that answers once a frame, every frame is a row, clip after clip; clips may differ in length from batch to batch.
+    """
     place = next(iter(model.parameters())).device if device == "auto" else torch.device(device)
     outputs, answers = [], []
     with evaluating(model, eager=False):
         for inputs, targets in tqdm(loader, desc="predict", disable=not progress, leave=False):
-            outputs.append(logits_of(call(model, _channels_last(to_device(inputs, place)))).float().cpu())
-            answers.append(targets.cpu())
+            logits = logits_of(call(model, _channels_last(to_device(inputs, place))))
+            logits, targets = _rows(logits.float().cpu(), targets.cpu())
+            outputs.append(logits)
+            answers.append(targets)
     if not outputs:
         raise ValueError("the loader is empty: nothing to predict")
+    if len({t.ndim for t in answers}) > 1:  # frames (B·T,), and clips of a single one, (B, 1)
+        answers = [t.flatten() for t in answers]
     return torch.cat(outputs), torch.cat(answers)
 
 
@@ -206,7 +263,8 @@ def evaluate(
     loss = float(_loss(logits, targets, task))
     if task == "multiclass":
         return {"accuracy": float((decisions(logits, task) == targets).double().mean()), "loss": loss}
-    means = {name: float(score.nanmean()) for name, score in attribute_scores(logits, targets).items()}
+    scores = attribute_scores(logits, _columns(targets, logits))
+    means = {name: float(score.nanmean()) for name, score in scores.items()}
     means["mean_ap"] = means.pop("ap")
     return means | {"loss": loss}
 
@@ -318,7 +376,8 @@ def _resume(
     if not path.exists():
         return []
     tensors, metadata = _read(path)
-    before = json.loads(metadata.get("settings", "{}"))
+    # Runs that do not name it are older, and had no auxiliary losses to weigh.
+    before = {"auxiliary": settings["auxiliary"]} | json.loads(metadata.get("settings", "{}"))
     changed = [f"{k} was {before.get(k)}, now {v}" for k, v in settings.items() if before.get(k) != v]
     if changed:
         raise ValueError(
@@ -348,7 +407,8 @@ def save_checkpoint(
     """Write weights and all that is needed to rebuild the model, SE blocks included, to a safetensors file.
 
     Args:
-        architecture, options: as :func:`selib.models.build` takes them.
+        architecture, options: as :func:`selib.models.build` takes them. A network that takes no images has a method ``example()``
+            that returns a batch of what it takes, if SE blocks are attached to it.
         classes: the names of the outputs.
         image_size: side of square images, or (height, width).
         task: ``"multilabel"`` where every output is a decision of its own.
@@ -392,15 +452,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
         model = build(meta["architecture"], len(meta["classes"]), image_size=meta["image_size"], **meta["options"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: the network cannot be built again: {error}") from error
-    # Not zeros: whether a map is rectified before it is averaged shows only where it is negative.
-    example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    blocks = meta["se"]
-    if blocks:
-        first = blocks[0]
-        at = {b["stream"]: b["at"] for b in blocks} if first["stream"] else first["at"]
-        attach_se(
-            model, example, at=at, start=first["start"], layout=first["layout"], pool=first["pool"],
-            reduction=max(1, first["channels"] // first["bottleneck"]), per_target=first.get("per_target", False),
-        )  # fmt: skip
+    if meta["se"]:
+        # Not zeros: whether a map is rectified before it is averaged shows only where it is negative.
+        noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        say = getattr(model, "example", None)  # a network that takes something else than images says what
+        example = say() if callable(say) else noise
+        options = {
+            b["stream"]: BlockOptions(
+                max(1, b["channels"] // b["bottleneck"]), b["start"], b["layout"], b["pool"], b.get("per_target", False)
+            )
+            for b in meta["se"]
+        }
+        attach_blocks(model, example, {b["stream"]: b["at"] for b in meta["se"]}, options)
     load_weights(model, path)
     return model.eval(), meta

@@ -619,9 +619,10 @@ def test_list_tells_what_is_here(tree: Path) -> None:
     entries = {entry.name: entry for entry in catalog.list_sets(tree)}
     assert {name: entry.present for name, entry in entries.items()} == {
         "cifar10": True, "cifar100": False, "tiny-imagenet": False, "celeba": False,
-        "synth-objects": False, "synth-faces": False,
+        "ava-asd": False, "wasd": False, "synth-objects": False, "synth-faces": False, "synth-speakers": False,
     }  # fmt: skip
-    assert [name for name, entry in entries.items() if entry.synthetic] == ["synth-objects", "synth-faces"]
+    twins = ["synth-objects", "synth-faces", "synth-speakers"]
+    assert [name for name, entry in entries.items() if entry.synthetic] == twins
     assert "here" in str(entries["cifar10"]) and "absent" in str(entries["cifar100"])
     assert "https://www.cs.toronto.edu" in str(entries["cifar100"])
 

@@ -552,7 +552,8 @@ def test_logits_of_what_models_return() -> None:
     ):
         assert torch.equal(logits_of(output), logits)
     assert logits_of(random(4)).shape == (4, 1)  # one logit a sample
-    for wrong in (None, {}, random(2, 3, 4), "logits"):
+    assert torch.equal(logits_of(random(2, 3, 4)), random(2, 3, 4))  # an answer a frame
+    for wrong in (None, {}, random(2, 3, 4, 5), "logits"):
         with pytest.raises(ValueError, match=r"class logits \(B, K\) are needed"):
             logits_of(wrong)
 

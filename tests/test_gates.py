@@ -397,7 +397,7 @@ def test_one_block_is_needed() -> None:
         cache_features(model, [example])
     attach_se(model, example, at={"a": "conv1", "b": "conv2"})
     with pytest.raises(ValueError, match="this one has: a, b"):
-        fit_gates(model, [example])
+        cache_features(model, [example])
     assert set(attached(model)) == {"a", "b"}
 
 

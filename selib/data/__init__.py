@@ -1,23 +1,29 @@
-"""Data sets: images and targets as tensors, strictly checked, decoded once."""
+"""Data sets: images or clips and their targets as tensors, strictly checked, decoded once."""
 
 from selib.data.celeba import FaceSet, landmark_region, load_faces, rendered, with_masks
 from selib.data.imageset import MEAN, STD, ImageSet, denormalize, normalize
-from selib.data.objects import FACES, NAMES, available, data_root, load, load_folder
+from selib.data.objects import FACES, NAMES, SPEAKERS, available, data_root, load, load_folder
+from selib.data.speakers import ClipInfo, SpeakerSet, draw_clips, load_speakers
 
 __all__ = [
     "FACES",
     "MEAN",
     "NAMES",
+    "SPEAKERS",
     "STD",
+    "ClipInfo",
     "FaceSet",
     "ImageSet",
+    "SpeakerSet",
     "available",
     "data_root",
     "denormalize",
+    "draw_clips",
     "landmark_region",
     "load",
     "load_faces",
     "load_folder",
+    "load_speakers",
     "normalize",
     "rendered",
     "with_masks",

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from selib.data import celeba, objects
+from selib.data import celeba, objects, speakers
+from selib.data.ava import prepare
 from selib.data.cache import forget
 from selib.data.imageset import ImageSet
-from selib.data.objects import FACES, data_root, find, load
+from selib.data.objects import FACES, SPEAKERS, data_root, find, load
 from selib.synth import faces as synth_faces
 from selib.synth import objects as synth
+from selib.synth import speakers as synth_speakers
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,21 @@ SOURCES = {
 
 
 CELEBA = {"train": 162_770, "val": 19_867, "test": 19_962}
-TWINS = {"synth-objects": synth.COUNTS, "synth-faces": synth_faces.COUNTS}
+TWINS = {
+    "synth-objects": synth.COUNTS,
+    "synth-faces": synth_faces.COUNTS,
+    "synth-speakers": synth_speakers.COUNTS,
+}
+WRITE = {
+    "synth-objects": objects.write_synth,
+    "synth-faces": celeba.write_faces,
+    "synth-speakers": speakers.write_speakers,
+}
+# the least that `make` renders of a split, so that it has an example of each
+LEAST = {
+    "synth-objects": (len(synth.CLASSES), "class"),
+    "synth-speakers": (len(synth_speakers.CONDITIONS), "condition"),
+}
 
 
 @dataclass(frozen=True)
@@ -103,10 +119,19 @@ def list_sets(root: str | Path | None = None) -> list[Entry]:
         for name, source in SOURCES.items()
     ]
     height, width = synth_faces.SIZE
-    shape = {"synth-objects": f"{synth.SIZE}x{synth.SIZE}", "synth-faces": f"{width}x{height}"}
+    shape = {
+        "synth-objects": f"{synth.SIZE}x{synth.SIZE}",
+        "synth-faces": f"{width}x{height}",
+        "synth-speakers": "two seconds",
+    }
     images = f"{' + '.join(f'{count:,}' for count in CELEBA.values())} of {width}x{height}"
     licence = "non-commercial research"
     entries.append(Entry("celeba", find("celeba", base) is not None, images, licence, celeba.ADDRESS, False))
+    for name, clips, licence, address in (
+        ("ava-asd", "39,000 face tracks, 3.65 million frames", "annotations CC BY 4.0", speakers.AVA_ADDRESS),
+        ("wasd", "30 hours of 164 videos, 5 conditions, bodies", "no licence stated; research", speakers.WASD_ADDRESS),
+    ):
+        entries.append(Entry(name, find(name, base) is not None, clips, licence, address, False))
     for name, counts in TWINS.items():
         images = f"{' + '.join(f'{count:,}' for count in counts.values())} of {shape[name]}, masks"
         entries.append(
@@ -128,6 +153,8 @@ def get(name: str, root: str | Path | None = None) -> Path:
     base = data_root(root)
     if name == "celeba":
         return _get_celeba(base)
+    if name in SPEAKERS and name not in TWINS:
+        raise ValueError(f"{name} is not fetched from one address: {speakers.missing(name, base)}")
     if name not in SOURCES:
         hint = f"it is rendered: selib data make {name}" if name in TWINS else f"not {', '.join(SOURCES)}, celeba"
         raise ValueError(f"{name!r} has no address to get it from, {hint}")
@@ -176,6 +203,8 @@ def check(name: str, root: str | Path | None = None) -> str:
             for split in objects.SPLITS:
                 forget(place, split)
         forget(base, name)  # a damaged file can keep its size and time
+    if name in SPEAKERS:
+        return _check_speakers(name, place, base)
     lines = [f"{name}: {place}"]
     splits = tuple(CELEBA) if name == "celeba" else tuple(TWINS.get(name, objects.SPLITS))
     for split in splits:
@@ -202,15 +231,32 @@ def check(name: str, root: str | Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def make(name: str, root: str | Path | None = None, count: int | None = None, seed: int = 0) -> Path:
-    """Render `count` training images (and a quarter as many for validation and for testing) of a twin into root.
+def make(
+    name: str,
+    root: str | Path | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    *,
+    videos: str | Path | None = None,
+) -> Path:
+    """Render `count` training images or clips (and a quarter as many for validation and for testing) of a twin into root.
 
+    videos: for "ava-asd", which is cut from raw videos (`selib.data.ava.prepare`): a folder with them and their annotations.
     Returns the folder. The same count and seed write the same files. Raises ValueError for another name, FileExistsError
     when it is there.
     """
+    if (name == "ava-asd") != (videos is not None) or (videos is not None and count is not None):
+        raise ValueError(
+            "ava-asd is cut from its videos: selib data make ava-asd --videos DIR; nothing else takes --videos"
+        )
+    if videos is not None:
+        prepare(videos, videos, data_root(root) / name)
+        return data_root(root) / name
     if name not in TWINS:
-        raise ValueError(f"{name!r} cannot be made; only {' and '.join(TWINS)} are rendered")
-    least, why = (len(synth.CLASSES), ", one image a class") if name == "synth-objects" else (1, "")
+        *first, last = TWINS
+        raise ValueError(f"{name!r} cannot be made; only {', '.join(first)} and {last} are rendered")
+    least, each = LEAST.get(name, (1, ""))
+    why = f", one for each {each}" if each else ""
     counts = dict(TWINS[name])
     if count is not None:
         if count < least:
@@ -221,10 +267,37 @@ def make(name: str, root: str | Path | None = None, count: int | None = None, se
         raise FileExistsError(f"{folder}: already there; delete it to render it anew")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
-        write = objects.write_synth if name == "synth-objects" else celeba.write_faces
-        write(Path(temporary) / name, counts, seed)
+        WRITE[name](Path(temporary) / name, counts, seed)
         os.replace(Path(temporary) / name, folder)
     return folder
+
+
+def _check_speakers(name: str, place: Path | None, base: Path) -> str:
+    """Read every clip that the lists of a set name, with its bodies where it has them."""
+    if place is None:
+        raise FileNotFoundError(speakers.missing(name, base))
+    streams = [stream for stream, folder in speakers.FOLDERS.items() if (place / folder).is_dir() or stream != "body"]
+    splits = [split for split in speakers.SPLITS if (place / "csv" / f"{split}_loader.csv").is_file()]
+    if not splits:
+        raise FileNotFoundError(f"{place / 'csv'}: holds no train_loader.csv, val_loader.csv or test_loader.csv")
+    lines = [f"{name}: {place}"]
+    for split in splits:
+        data = speakers.load_speakers(name, split, root=base, streams=streams)
+        for row in tqdm(range(len(data)), f"check {name} {split}", leave=False, unit="clip"):
+            data.wave(row)
+            for stream in streams:
+                if stream != "audio":
+                    data.pictures(row, stream)
+            if data.synthetic:
+                data.masks(row)
+        frames, spoken = sum(clip.frames for clip in data.clips), sum(int(clip.labels.sum()) for clip in data.clips)
+        conditions = {clip.condition for clip in data.clips} - {None}
+        told = f", {len(conditions)} conditions" if conditions else ""
+        lines.append(
+            f"  {split}: {len(data):,} clips of {frames:,} frames with {', '.join(streams)}, {spoken / frames:.0%} speaking{told}, "
+            f"fingerprint {data.fingerprint}"
+        )
+    return "\n".join(lines)
 
 
 def _get_celeba(base: Path) -> Path:

@@ -23,6 +23,7 @@ from selib.synth import objects as synth
 SPLITS = ("train", "val")
 NAMES = ("cifar10", "cifar100", "tiny-imagenet", "synth-objects")
 FACES = ("celeba", "synth-faces")  # read by `selib.data.load_faces`
+SPEAKERS = ("ava-asd", "wasd", "synth-speakers")  # read by `selib.data.load_speakers`
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TINY_FOLDER = "tiny-imagenet-200"
 AGAIN = "unpack the archive again"
@@ -68,12 +69,12 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def available(name: str, root: str | Path | None = None) -> bool:
-    """Whether `load`, or `load_faces`, would find this set; says nothing of its health.
+    """Whether `load`, `load_faces` or `load_speakers` would find this set; says nothing of its health.
 
     Raises ValueError for an unknown name.
     """
     # a twin is rendered when it is not on disk
-    return find(name, data_root(root)) is not None or name in ("synth-objects", "synth-faces")
+    return find(name, data_root(root)) is not None or name in ("synth-objects", "synth-faces", "synth-speakers")
 
 
 def load(
@@ -102,6 +103,8 @@ def load(
             raise ValueError(f"{argument} must be at least 1, not {value}")
     if name in FACES:
         raise ValueError(f"{name} is a set of faces with attributes: selib.data.load_faces reads it")
+    if name in SPEAKERS:
+        raise ValueError(f"{name} is a set of clips with sound: selib.data.load_speakers reads it")
     base = data_root(root)
     place = find(name, base)
     if name == "synth-objects" and place is None:
@@ -180,10 +183,12 @@ def find(name: str, root: Path) -> Path | None:
         folders = [root / CIFAR[name].folder, root / name]
     elif name == "tiny-imagenet":
         folders = [root / TINY_FOLDER]
-    elif name == "synth-objects" or name in FACES:
+    elif name == "synth-objects" or name in FACES or name in SPEAKERS:
         folders = [root / name]
     else:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join((*NAMES, *FACES))} and folder:PATH")
+        raise ValueError(
+            f"unknown data set {name!r}; known are {', '.join((*NAMES, *FACES, *SPEAKERS))} and folder:PATH"
+        )
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

@@ -141,10 +141,15 @@ class ActiveSpeaker(nn.Module):
                 f"the model takes {', '.join(self.modalities)}, but was given {', '.join(streams) or 'nothing'}"
             )
         found = {name: self.get_submodule(name)(streams[name]) for name in self.modalities}
-        logits = self.classifier(self.head(self.fuse(*found.values()).transpose(1, 2)))
+        logits = self.decide(self.fuse(*found.values()))
         if not self.training:
             return logits
         return {"logits": logits, "auxiliary": {n: self.auxiliary[n](x.transpose(1, 2)) for n, x in found.items()}}
+
+    def decide(self, fused: Tensor) -> Tensor:
+        """What follows the fused streams: (B, M·C, T) -> logits (B, T, 1)."""
+        logits: Tensor = self.classifier(self.head(fused.transpose(1, 2)))
+        return logits
 
     def example(self, frames: int = 8, clips: int = 2) -> dict[str, Tensor]:
         """A batch of noise of the right shapes, the same every time."""
@@ -156,7 +161,7 @@ class ActiveSpeaker(nn.Module):
 
 
 class Bidirectional(nn.Module):
-    """A bidirectional GRU whose two directions are added: (B, T, inputs) -> (B, T, hidden), as in Light-ASD."""
+    """A bidirectional GRU whose two directions are added, as in Light-ASD: (B, T, inputs) -> (B, T, hidden)."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -168,7 +173,7 @@ class Bidirectional(nn.Module):
 
 
 def active_speaker(
-    streams: Sequence[str] = STREAMS, widths: tuple[int, int, int] = (24, 48, 96), width: int = 128, hidden: int = 128
+    streams: Sequence[str] = STREAMS, widths: tuple[int, int, int] = (16, 32, 64), width: int = 128, hidden: int = 128
 ) -> ActiveSpeaker:
     """The compact detector: factorised 3-D convolutions to a 7×7 map, then a bidirectional GRU (Light-ASD in spirit).
 

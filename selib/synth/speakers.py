@@ -7,6 +7,7 @@ opens, the hands beat. The conditions are the five of WASD (Roxo et al., 2024).
 
 from __future__ import annotations
 
+import cmath
 import io
 import json
 import math
@@ -21,7 +22,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.signal import lfilter
 
 from selib.synth import faces
 
@@ -204,6 +204,17 @@ def _syllables(rng: np.random.Generator, start: float, stop: float, rate: float)
     return found
 
 
+def _resonant(source: np.ndarray, *poles: complex) -> np.ndarray:
+    """Through resonators with these poles, each of gain 1 at zero frequency: float64 (n,), by way of its spectrum."""
+    n = 2 * len(source)  # as much silence behind it: nothing comes round
+    z = np.exp(-2j * np.pi * np.arange(n // 2 + 1) / n)
+    spectrum = np.fft.rfft(source, n)
+    for pole in poles:
+        low, high = (1 - pole) * (1 - pole.conjugate()), (1 - pole * z) * (1 - pole.conjugate() * z)
+        spectrum = spectrum * (low / high)
+    return np.fft.irfft(spectrum, n)[: len(source)]
+
+
 def _sound(rng: np.random.Generator, syllables: Sequence[_Syllable], voice: Params, samples: int) -> np.ndarray:
     """Formant synthesis (Klatt, 1980, in small): a pulse train and some breath through resonators, hiss for consonants. float64, peak about 1."""
     track = np.zeros(samples)
@@ -216,11 +227,11 @@ def _sound(rng: np.random.Generator, syllables: Sequence[_Syllable], voice: Para
         pitch = voice["pitch"] * (1 + 0.1 * (s.stress - 0.7) - 0.12 * t / s.length + 0.01 * np.sin(2 * np.pi * 5.5 * t))
         phase = np.cumsum(pitch) / RATE
         source = np.diff(np.floor(phase), prepend=0) + voice["breath"] * rng.standard_normal(n)
-        source = lfilter([1], [1, -0.96], source)  # the glottis: some 12 dB an octave in all
-        for formant, width in zip(_VOWELS[s.vowel][0], _WIDTHS, strict=True):
-            pole = math.exp(-math.pi * width / RATE)
-            turn = 2 * math.cos(2 * math.pi * formant / voice["tract"] / RATE)
-            source = lfilter([1 - pole * turn + pole**2], [1, -pole * turn, pole**2], source)
+        turns = (2 * math.pi * formant / voice["tract"] / RATE for formant in _VOWELS[s.vowel][0])
+        tract = [
+            cmath.rect(math.exp(-math.pi * width / RATE), turn) for turn, width in zip(turns, _WIDTHS, strict=True)
+        ]
+        source = _resonant(source, complex(0.8), *tract)  # the first is the glottis
         source /= np.abs(source).max() + 1e-9
         shape = np.minimum(1, t / 0.04) * np.minimum(1, (s.length - t) / 0.07)
         hiss = np.diff(rng.standard_normal(n), prepend=0) * np.exp(-0.5 * ((t - 0.025) / 0.015) ** 2) * 0.25 * s.hiss
@@ -294,7 +305,7 @@ def _course(p: Params, muted: Collection[str]) -> _Course:
         for n, voice in enumerate(p["babble"]):
             words = _syllables(np.random.default_rng([seed, 5, n]), 0, frames / FPS, 3.8)
             track += (0.11, 0.07)[n] * _sound(rng, words, voice, samples)
-    noise = lfilter([1], [1, -0.9], rng.standard_normal(samples))
+    noise = _resonant(rng.standard_normal(samples), complex(0.6))
     track += p["level"] * 0.25 / 10 ** (p["snr"] / 20) * noise / noise.std()
     if p["condition"] == "surveillance":  # a hall: a few late echoes
         for delay, gain in ((0.031, 0.4), (0.057, 0.3), (0.089, 0.2)):
