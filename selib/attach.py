@@ -175,13 +175,13 @@ def map_layout(
     """
     clips = {frames} if frames else {s[2] for s in input_shapes if len(s) == 5}
     if len(shape) == 3 and (frames or len(clips.intersection(shape[1:])) == 1):
-        time = [axis for axis in (1, 2) if shape[axis] in clips]
-        time = time or [axis for axis in (1, 2) if frames and _multiple(shape[axis], frames)]
-        return MapLayout("B*C", shape[2]) if time == [1] else MapLayout("BC*", shape[1])
-    if frames and len(shape) == 4 and time_axis(shape[2:], frames) is not None:
-        return MapLayout("BC*", shape[1])
-    if frames and len(shape) == 4 and shape[1] == frames:
-        return MapLayout("B*C", shape[3])
+        axes = [axis for axis in (1, 2) if shape[axis] in clips]
+        axes = axes or [axis for axis in (1, 2) if frames and at_rate_of(shape[axis], frames)]
+        return MapLayout("B*C", shape[2]) if axes == [1] else MapLayout("BC*", shape[1])
+    if frames and len(shape) in (4, 5):
+        time = time_axis(shape[2:], frames) is not None if len(shape) == 4 else shape[2] == frames
+        if time or shape[1] == frames:
+            return MapLayout("BC*", shape[1]) if time else MapLayout("B*C", shape[-1])
     spaces = [tuple(s[2:]) if len(s) > 2 else tuple(s[1:]) for s in input_shapes if len(s) > 1]
     if len(shape) in (4, 5):
         same = [s for s in spaces if len(s) == len(shape) - 2]
@@ -204,8 +204,8 @@ def map_layout(
     return None
 
 
-def _multiple(n: int, frames: int) -> bool:
-    """Whether n moments can be those of so many frames at another rate."""
+def at_rate_of(n: int, frames: int) -> bool:
+    """Whether n moments can be those of so many frames, at this rate or at a multiple or fraction of it."""
     return n > 1 and (n % frames == 0 or frames % n == 0)
 
 
@@ -217,7 +217,7 @@ def time_axis(space: Sequence[int], frames: int) -> int | None:
     """
     if len(space) != 2:
         return 0 if space else None
-    for fits in (lambda n: n == frames, lambda n: _multiple(n, frames)):
+    for fits in (lambda n: n == frames, lambda n: at_rate_of(n, frames)):
         found = [axis for axis in (0, 1) if fits(space[axis])]
         if found:
             return found[-1]

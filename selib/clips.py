@@ -320,14 +320,7 @@ class _Stretch:
     def at(self, seconds: float) -> tuple[Sequence[float], Sequence[float]]:
         """Face and body at a time, from one box to the next in a straight line."""
         row = [float(np.interp(seconds, self.seconds, edge)) for edge in self.boxes.T]
-        return row[:4], row[4:] or _around(row)
-
-
-def _around(face: Sequence[float]) -> list[float]:
-    """Where the body is when only the face is known: three and a half faces wide, four high."""
-    x1, y1, x2, y2 = face
-    w, h = x2 - x1, y2 - y1
-    return [x1 - 1.25 * w, y1 - 0.5 * h, x2 + 1.25 * w, y1 + 3.5 * h]
+        return row[:4], row[4:] or video.body_box(row)
 
 
 def _read_boxes(path: Path) -> tuple[list[_Stretch], bool]:

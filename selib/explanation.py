@@ -519,8 +519,8 @@ def _input_space(shape: Sequence[int], axes: int, head: Head) -> tuple[int, ...]
         space = tuple(shape[1:] if time_axis(shape[1:], head.frames) == head.time else shape[:0:-1])
     elif len(shape) == 5 and shape[1] == head.frames != shape[2]:  # (B, T, C, H, W)
         space = (shape[1], *shape[3:])
-    elif axes == 2 and len(shape) == 4 and shape[1] == head.frames:
-        return None
+    elif len(shape) == 4 and (axes == 3) != (shape[1] % head.frames == 0):
+        return None  # an image, or a clip to a map that is none
     else:
         space = tuple(shape[1:] if clip else shape[2:])
     return space if len(space) == axes > 0 else None

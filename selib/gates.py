@@ -474,7 +474,8 @@ def _fit_streams(
     model: nn.Module, loader: Iterable[Any], task: Task, sparsity: float, epochs: int | None, lr: float, seed: int, progress: bool
 ) -> StreamsGateReport:  # fmt: skip
     """``fit_gates`` of several blocks: the frozen network runs in every pass, the part behind the gates with gradients."""
-    if iter(loader) is loader:
+    once = isinstance(loader, Iterator)
+    if once:
         raise ValueError(
             "the loader is an iterator, which gives its batches once, but several SE blocks are fitted in several passes: give what can "
             "be iterated again, such as a DataLoader or a list"
@@ -511,14 +512,14 @@ def _fit_streams(
         for p in frozen:
             stack.callback(p.requires_grad_, True)
             p.requires_grad_(False)
-        torch.manual_seed(seed)
-        for block in blocks.values():
-            block.restart("paper")
         count = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
         if count < 2:
             raise ValueError(
                 f"batches in the loader: {count}, but fit_gates needs at least two with several SE blocks, one of them is held out"
             )
+        torch.manual_seed(seed)
+        for block in blocks.values():
+            block.restart("paper")
         held = {index for index in range(count) if index % 10 == 9} or {count - 1}
         epochs = epochs or max(1, round(300 / (count - len(held))))
         stack.enter_context(torch.enable_grad())

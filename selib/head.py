@@ -35,13 +35,8 @@ from selib.attach import (
 from selib.se import Layout, SEBlock
 
 CHUNK = 2**22  # numbers of the clips' maps that the head runs on at a time: 16 MB of float32
-FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    AssertionError,
-)  # a head that cannot take a map of this size
+# What comes of a map whose size the head cannot take, or of an operator that vmap does not know.
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 def take(inputs: Any, sample: int, size: int) -> Any:
@@ -104,18 +99,16 @@ class Trace:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Remember the forward pass that runs within the ``with`` block."""
-        around = {
-            m for m in self._model.modules() if any(site is inner for site in self._sites for inner in m.modules())
-        }
+        sites = set(self._sites)
+        around = {m for m in self._model.modules() if sites.intersection(m.modules()) - {m}}
         blocks = {inner for m in self._model.modules() if isinstance(m, SEBlock) for inner in m.modules()}
         with ExitStack() as stack:
             for module in self._model.modules():
-                if module is self._model or module in blocks or isinstance(module, torch.jit.ScriptModule):
-                    continue
-                # The site itself returns F, which hooks that follow this one turn into F'; what holds it must run.
-                if module not in around or module in self._sites:
-                    stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                    stack.callback(module.register_forward_hook(self._leave, prepend=True).remove)
+                if module in around or module in blocks or isinstance(module, torch.jit.ScriptModule):
+                    continue  # what holds a site must run
+                stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                # Before other hooks: the site itself returns F, which they turn into F'.
+                stack.callback(module.register_forward_hook(self._leave, prepend=True).remove)
             yield
         for module, (output, versions) in list(self._kept.items()):
             if self._calls[module] > 1 or versions != _versions(output):
@@ -126,10 +119,10 @@ class Trace:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._depth -= 1
+        self._calls[module] = self._calls.get(module, 0) + 1
         found = tensors(output)
         if self._depth or not found or any(t.is_inference() for t in found):
             return
-        self._calls[module] = self._calls.get(module, 0) + 1
         self._kept[module] = output, _versions(output)
         if module in self._sites:
             self._ready[module] = list(self._kept)
@@ -316,7 +309,7 @@ class Head:
         try:
             got = self._run(rows, sample)
         except FAILURES:
-            return False  # also an operator that vmap does not know
+            return False
         return agrees(got, self.logits[samples])
 
     def prepare(self) -> None:

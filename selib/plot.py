@@ -527,6 +527,26 @@ def modality_bars(
     return fig
 
 
+@styled
+def agreement_plot(values: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    """What gates say a modality is worth against what it is worth: {panel: {modality: (influence, fall of the logit)}}, a point a clip."""
+    fig, axes = figure(2.6 * len(values) + 1.2, 2.6, 1, len(values), sharex=True, sharey=True)
+    for ax, (title, groups) in zip(axes[0], values.items(), strict=True):
+        ax.axhline(0, color="black", linewidth=0.6)
+        ax.axvline(0, color="black", linewidth=0.6)
+        for (name, (said, true)), colour, marker in zip(
+            groups.items(), modality_colours(groups).values(), "os^Dv", strict=False
+        ):
+            ax.plot(said, true, marker, color=colour, markersize=4, alpha=0.75, markeredgewidth=0, label=name)
+        ax.set(
+            title=title,
+            xlabel="influence of the modality",
+            ylabel="fall of the logit when muted" if ax is axes[0][0] else "",
+        )
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return fig
+
+
 def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate s") -> None:
     """Draw channel weights (C,) in falling order into ``ax``, the chosen ones, bool (C,), coloured."""
     order = gates.argsort(descending=True)

@@ -21,7 +21,7 @@ from selib.profiles import profile as find_profile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from selib.data import ImageSet
+    from selib.data import ImageSet, SpeakerSet
 
 SCHEMA = 1
 KEYS = ("schema", "notebook", "profile", "seed", "params", "data", "metrics", "versions", "timings")
@@ -90,18 +90,18 @@ def comparable(result: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def describe(*sets: ImageSet) -> dict[str, Any]:
-    """The `data` block of a results file for these image sets, one entry per set and split."""
+def describe(*sets: ImageSet | SpeakerSet) -> dict[str, Any]:
+    """The `data` block of a results file for these image or clip sets, one entry per set and split."""
     return {
-        f"{item.name}/{item.split}": {
-            "images": len(item),
-            "size": list(item.images.shape[-2:]),
-            "classes": len(item.classes),
-            "synthetic": item.synthetic,
-            "fingerprint": item.fingerprint,
-        }
+        f"{item.name}/{item.split}": {**_contents(item), "synthetic": item.synthetic, "fingerprint": item.fingerprint}
         for item in sets
     }
+
+
+def _contents(item: Any) -> dict[str, Any]:
+    if hasattr(item, "images"):
+        return {"images": len(item), "size": list(item.images.shape[-2:]), "classes": len(item.classes)}
+    return {"clips": len(item), "frames": sum(clip.frames for clip in item.clips), "streams": list(item.streams)}
 
 
 def save_figure(figure: Figure, name: str, out: str | Path | None = None, *, profile: str | None = None) -> Path:

@@ -9,35 +9,38 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import baselines, metrics
+from selib import baselines, metrics, video
 from selib.attach import attach_se, attached, call, evaluating, logits_of
 from selib.benchmark import Scores
 from selib.data import SpeakerSet, available, load_speakers
-from selib.data.speakers import inputs_of
+from selib.data.speakers import ClipLoader, draw_clips, inputs_of
 from selib.explanation import Explanation, Method, Streams, explain
-from selib.gates import fit_gates
+from selib.gates import StreamsGateReport, fit_gates
 from selib.heatmap import normalize, resize, weighted_sum
 from selib.models import SHIPPED, ActiveSpeaker, build
-from selib.profiles import Profile
+from selib.profiles import Profile, base
+from selib.results import write_text
 from selib.select import Select, TopFraction
 from selib.stats import Interval, bootstrap
 from selib.synth import speakers as synth
-from selib.synth.speakers import CONDITIONS, FACE_PARTS
+from selib.synth.speakers import CONDITIONS, FACE_PARTS, STREAMS
 from selib.train import accelerator, fit, load_weights, save_checkpoint
 
 MOUTH = 1 + FACE_PARTS.index("mouth")
 WINDOW = 40  # frames of a training clip: 1.6 seconds
+LEARNING_RATE = 1.5e-3
+CHANCE = "area (knows nothing)"
 OURS = ("SE top-gate (paper)", "SE gate", "SE influence", "SE influence, top 10 %")
 SAME_COUNT = "as many random channels"
 CONTROLS = ("mean of channels", SAME_COUNT, "centre prior", "uniform noise")
@@ -65,6 +68,12 @@ class Setup:
     architecture: str
     batch_frames: int  # video frames in a training batch
     from_shipped: bool
+
+    def loader(self, seed: int) -> ClipLoader:
+        """Training batches. Real clips are augmented; the twin's have all the variety that its test clips have."""
+        return self.train.loader(
+            self.batch_frames, train=True, seed=seed, window=WINDOW, augment=not self.train.synthetic
+        )
 
     @property
     def description(self) -> str:
@@ -136,25 +145,27 @@ def trained(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         history = fit(
-            model, setup.train.loader(setup.batch_frames, train=True, seed=seed, window=WINDOW), epochs=setup.epochs, optimizer="adamw",
+            model, setup.loader(seed), epochs=setup.epochs, optimizer="adamw",
             lr=LEARNING_RATE, task="multilabel", seed=seed, device=device, out=folder, progress=False,
         )  # fmt: skip
     return model.eval(), history
 
 
-LEARNING_RATE = 1.5e-3
+def make_shipped(path: Path | None = None) -> None:
+    """Train the network that comes with the package, from nothing, on 1,500 rendered clips of another seed than the study's.
 
-
-def make_shipped(path: Path | None = None, *, clips: int = 1500, epochs: int = 10) -> None:
-    """Train the network that comes with the package, from nothing, on rendered clips of another seed than the study's."""
-    root = Path("runs") / "shipped"  # no set lies there: clips are rendered
-    train = load_speakers("synth-speakers", "train", root=root, limit=clips, seed=1)
+    Ten passes with augmentation, then ten without, since its clips are to be met as they are: half an hour on two cores.
+    """
+    root = base() / "runs" / "shipped"  # no set lies there: clips are rendered
+    train = load_speakers("synth-speakers", "train", root=root, limit=1500, seed=1)
     torch.manual_seed(0)
     model = build("active_speaker", 1)
-    fit(model, train.loader(8 * WINDOW, train=True, window=WINDOW), epochs=epochs, optimizer="adamw", lr=3e-3, task="multilabel",
-        out=root / "active_speaker")  # fmt: skip
+    for name, augment in (("active_speaker", True), ("active_speaker-as-it-is", False)):
+        loader = train.loader(8 * WINDOW, train=True, window=WINDOW, augment=augment)
+        fit(model, loader, epochs=10, optimizer="adamw", lr=3e-3, task="multilabel", out=root / name)
     save_checkpoint(
-        model, path or SHIPPED["synth-speakers"], architecture="active_speaker", classes=["speaking"], image_size=synth.SIDE, task="multilabel",
+        model, path or SHIPPED["synth-speakers"], architecture="active_speaker", classes=["speaking"], image_size=synth.SIDE,
+        task="multilabel",
     )  # fmt: skip
 
 
@@ -166,7 +177,7 @@ def scored(model: nn.Module, clips: SpeakerSet) -> list[NDArray[np.float64]]:
     device = next(model.parameters()).device
     with evaluating(model, eager=False):
         return [
-            logits_of(call(model, _on(clips.clip(i)[0], device)), 1).flatten().double().cpu().numpy() for i in range(len(clips))
+            logits_of(call(model, _on(clips.clip(i)[0], device))).flatten().double().cpu().numpy() for i in range(len(clips))
         ]  # fmt: skip
 
 
@@ -190,9 +201,8 @@ def precision(
     scores: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.int64]], rows: Sequence[int] | NDArray[np.int64]
 ) -> float:
     """Frame-level mAP (AVA-ActiveSpeaker's) over the frames of some clips, in [0, 1]."""
-    return metrics.frame_average_precision(
-        np.concatenate([scores[i] for i in rows]), np.concatenate([labels[i] for i in rows])
-    )
+    said, true = (torch.from_numpy(np.concatenate([values[i] for i in rows])) for values in (scores, labels))
+    return metrics.frame_average_precision(said, true)
 
 
 def precision_gain(
@@ -317,7 +327,7 @@ def grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str = "face
         model.eval()
 
         def total(*tensors: Tensor) -> Tensor:
-            return logits_of(model(**dict(zip(names, tensors, strict=True))), 1).sum((1, 2))
+            return logits_of(model(**dict(zip(names, tensors, strict=True)))).sum((1, 2))
 
         with torch.enable_grad():
             raw = LayerGradCam(total, block.features).attribute(
@@ -356,11 +366,9 @@ def localise(model: nn.Module, clips: SpeakerSet, rows: Sequence[int], *, seed: 
         area = found.setdefault(CHANCE, {"near": [], "energy": []})
         for kind, mask in (("near", near), ("energy", mouth)):
             area[kind].append(float(mask[speaking].double().mean()))
-    values = {name: {kind: np.array(cell) for kind, cell in cells.items()} for name, cells in found.items()}
-    return Scores(np.array(rows), values)
-
-
-CHANCE = "area (knows nothing)"
+    return Scores(
+        np.array(rows), {name: {kind: np.array(v) for kind, v in cells.items()} for name, cells in found.items()}
+    )
 
 
 # ---- what each stream is worth ---------------------------------------------------------------------------------------------
@@ -408,11 +416,7 @@ def drawn_again(
     clips: SpeakerSet, rows: Sequence[int], *, muted: Sequence[str] = (), change: Mapping[str, Any] | None = None
 ) -> list[tuple[dict[str, Tensor], list[int]]]:
     """The same clips of the twin rendered anew with streams muted or parameters changed, as (inputs, labels)."""
-    jobs = [({**clips.params(i), **(change or {})}, tuple(muted)) for i in rows]
-    halves = [jobs[k::2] for k in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(lambda part: synth.draw_apart(part) if part else [], halves))
-    found = [parts[k % 2][k // 2] for k in range(len(jobs))]
+    found = draw_clips([({**clips.params(i), **(change or {})}, tuple(muted)) for i in rows])
     return [(inputs_of(clip, clips.streams), clip.labels.tolist()) for clip in found]
 
 
@@ -441,7 +445,7 @@ def _speaking_logits(
     device = next(model.parameters()).device
     with evaluating(model, eager=False):
         return np.array([
-            float(logits_of(call(model, _on(inputs, device)), 1).flatten()[torch.tensor(labels, dtype=torch.bool, device=device)].mean())
+            float(logits_of(call(model, _on(inputs, device))).flatten()[torch.tensor(labels, dtype=torch.bool, device=device)].mean())
             for inputs, labels in batches
         ])  # fmt: skip
 
@@ -462,6 +466,25 @@ def spearman_interval(studies: Mapping[str, Muting], *, resamples: int) -> Inter
     sizes = [len(study.drop) for study in studies.values()]
     drawn = [correlation([rng.integers(n, size=n) for n in sizes]) for _ in range(resamples)]
     return Interval(correlation([np.arange(n) for n in sizes]), *np.quantile(drawn, [0.025, 0.975]).tolist())
+
+
+def muting_table(
+    models: Mapping[str, nn.Module], setups: Mapping[str, Setup], studies: Mapping[str, Muting]
+) -> dict[str, Any]:
+    """Single-stream tasks: mAP, influence of every modality, and what muting it costs, in means over clips."""
+    rows = []
+    for task, study in studies.items():
+        clips = setups[task].test
+        mean_ap = 100 * precision(scored(models[task], clips), labels_of(clips), range(len(clips)))
+        rows.append([task, len(study.drop), mean_ap, *study.influence.mean(0).tolist(), *study.drop.mean(0).tolist()])
+    names = next(iter(studies.values())).names
+    return {
+        "caption": "Tasks that one stream alone solves: modality influence beside the fall of the logit when the clip is drawn again with the modality muted",
+        "columns": ["the stream that tells", "clips", "mAP in %", *(f"influence of {n}" for n in names), *(f"fall without {n}" for n in names)],
+        "rows": rows,
+        "notes": ["In logits, over the speaking frames; one network for each task, trained with SE, one seed."],
+        "synthetic": True,
+    }  # fmt: skip
 
 
 def share_table(found: Mapping[str, Worth], *, resamples: int) -> dict[str, Any]:
@@ -506,7 +529,8 @@ def gate_variants(
         at once. "none" closes the segment.
     """
     device = next(model.parameters()).device
-    rule, found = TopFraction(0.10), {}
+    rule = TopFraction(0.10)
+    found: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for row in range(len(clips)):
         ex = streams_of(model, _on(clips.clip(row)[0], device)).streams["fusion"]
         segments = dict(zip(model.modalities, ex.gates[0].chunk(len(model.modalities)), strict=True))
@@ -571,6 +595,61 @@ def sparse(
         gated, some.loader(setup.batch_frames, window=WINDOW), sparsity, task="multilabel", epochs=epochs, seed=seed
     )
     return gated, report
+
+
+def sparse_table(
+    report: StreamsGateReport,
+    whole: Sequence[NDArray[np.float64]],
+    gated: Sequence[NDArray[np.float64]],
+    clips: SpeakerSet,
+    maps: Scores,
+) -> dict[str, Any]:
+    """Label-free gates on the network trained without SE: what is open, what is kept, and where the class-agnostic map now lies."""
+    labels, everything = labels_of(clips), range(len(clips))
+    agrees = float(np.mean((np.concatenate(whole) > 0) == (np.concatenate(gated) > 0)))
+    near = {name: float(maps.cell(name, "near").mean()) for name in (OURS[0], OURS[2], *CONTROLS[:2])}
+    return {
+        "caption": f"Sparse label-free gates in all three blocks at once, λ = {report.sparsity:g}",
+        "columns": ["measure", "value"],
+        "rows": [
+            *([f"gates open, {stream}", f"{100 * share:.0f} %"] for stream, share in report.open_gates.items()),
+            ["decisions kept, test frames", f"{100 * agrees:.1f} %"],
+            ["mAP before", f"{100 * precision(whole, labels, everything):.1f} %"],
+            ["mAP gated", f"{100 * precision(gated, labels, everything):.1f} %"],
+            *([f"energy within one cell of the mouth, {name}", f"{100 * value:.0f} %"] for name, value in near.items()),
+        ],
+        "notes": ["The network trained without SE, one seed; no labels are used."],
+    }
+
+
+def street(clips: SpeakerSet, rows: Sequence[int], film: Path, boxes: Path) -> tuple[Path, Path]:
+    """Two people of the twin side by side in one video with one sound track: the first as in the clip, the second at rest, listening.
+
+    Writes an MP4 of 640×360 and a CSV with the boxes of face and body of each, and returns both paths.
+    """
+    speaker, listener = draw_clips([(clips.params(rows[0]), ()), (clips.params(rows[1]), STREAMS)])
+    places = {"left": (speaker, 30), "right": (listener, 350)}  # the left edge of each
+    length = min(len(clip.labels) for clip, _ in places.values())
+
+    def scene(t: int) -> NDArray[np.uint8]:
+        picture = np.full((360, 640), 40, np.uint8)
+        for clip, x in places.values():
+            picture[20:340, x : x + 260] = 60
+            picture[30:190, x + 50 : x + 210] = cv2.resize(clip.faces[t], (160, 160), interpolation=cv2.INTER_CUBIC)
+            picture[200:336, x + 62 : x + 198] = cv2.resize(clip.bodies[t], (136, 136), interpolation=cv2.INTER_CUBIC)
+        return np.repeat(picture[:, :, None], 3, 2)
+
+    video.write(
+        film, (scene(t) for t in range(length)), fps=synth.FPS, audio=speaker.audio[: length * synth.RATE // synth.FPS]
+    )
+    columns = "frame_timestamp,entity_box_x1,entity_box_y1,entity_box_x2,entity_box_y2,body_x1,body_y1,body_x2,body_y2,entity_id"
+    lines = [
+        f"{t / synth.FPS:.2f},{x + 50},30,{x + 210},190,{x + 62},200,{x + 198},336,{name}"
+        for name, (_, x) in places.items()
+        for t in range(length)
+    ]
+    write_text(boxes, "\n".join([columns, *lines]) + "\n")
+    return film, boxes
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------------

@@ -154,7 +154,9 @@ def fit(
     lr = lr if lr is not None else {"sgd": 0.2, "adamw": 8e-3}[optimizer]
     weight_decay = weight_decay if weight_decay is not None else {"sgd": 5e-4, "adamw": 0.02}[optimizer]
     acc = accelerator(device)
-    model = model.to(memory_format=torch.channels_last)
+    for p in model.parameters():
+        if p.ndim == 4:  # Module.to would refuse a model with 3-D convolutions
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and norms do not decay
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

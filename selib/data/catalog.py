@@ -108,7 +108,7 @@ class Entry:
 
     def __str__(self) -> str:
         state = "here" if self.present else "on demand" if self.synthetic else "absent"
-        return f"{self.name:13}  {state:9}  {self.images:47}  {self.source}  ({self.licence})"
+        return f"{self.name:14}  {state:9}  {self.images:47}  {self.source}  ({self.licence})"
 
 
 def list_sets(root: str | Path | None = None) -> list[Entry]:
@@ -148,8 +148,6 @@ def get(name: str, root: str | Path | None = None) -> Path:
     Raises ValueError for a name without an address and for an archive with the wrong checksum, ConnectionError, with
     what to do by hand, when the address cannot be reached.
     """
-    from torchvision.datasets.utils import calculate_md5
-
     base = data_root(root)
     if name == "celeba":
         return _get_celeba(base)
@@ -162,6 +160,8 @@ def get(name: str, root: str | Path | None = None) -> Path:
     place = find(name, base)
     if place is not None:
         return place
+    from torchvision.datasets.utils import calculate_md5
+
     base.mkdir(parents=True, exist_ok=True)
     archive = base / source.archive
     fetched = not archive.is_file()

@@ -18,7 +18,6 @@ from typing import Protocol, Self, cast
 
 import cv2
 import numpy as np
-import scipy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -163,9 +162,14 @@ class SpeakerSet:
         """How the twin drew a clip, for `draw_clips`; ValueError for another set."""
         return self._source.params(self._rows[i])
 
-    def loader(self, frames: int, *, train: bool = False, seed: int = 0, window: int | None = None) -> ClipLoader:
-        """Batches of clips of about the same length, with about `frames` video frames each: see `ClipLoader`."""
-        return ClipLoader(_Batches(self, frames, train, seed, window))
+    def loader(
+        self, frames: int, *, train: bool = False, seed: int = 0, window: int | None = None, augment: bool = True
+    ) -> ClipLoader:
+        """Batches of clips of about the same length, with about `frames` video frames each: see `ClipLoader`.
+
+        augment=False trains on pictures and sound as they are.
+        """
+        return ClipLoader(_Batches(self, frames, train, seed, window, augment))
 
     def _heard(self, i: int, start: int, stop: int) -> np.ndarray:
         """The samples under some frames, int16, and those that the last rows of their coefficients reach into."""
@@ -601,11 +605,14 @@ def _read_wave(file: Path) -> np.ndarray:
 class _Batches(Dataset):
     """Which clips share a batch, and what becomes of them; knows the epoch."""
 
-    def __init__(self, base: SpeakerSet, frames: int, train: bool, seed: int, window: int | None) -> None:
+    def __init__(
+        self, base: SpeakerSet, frames: int, train: bool, seed: int, window: int | None, augment: bool
+    ) -> None:
         for argument, value in (("frames", frames), ("window", window)):
             if value is not None and value < 1:
                 raise ValueError(f"{argument} must be at least 1, not {value}")
         self.base, self.frames, self.train, self.seed, self.window, self.epoch = base, frames, train, seed, window, -1
+        self.augment = train and augment
         self.lengths = [min(clip.frames, window or clip.frames) for clip in base.clips]
         self._made: tuple[int, list[list[int]]] | None = None
 
@@ -654,10 +661,10 @@ class _Batches(Dataset):
             start = int(random.integers(free + 1))
             for stream in visual:
                 frames = seen[place * len(visual) + visual.index(stream)][start : start + length]
-                shown[stream][place] = changed(frames, random) if self.train else frames
+                shown[stream][place] = changed(frames, random) if self.augment else frames
             if "audio" in base.streams:
                 wave = base._heard(i, start, start + length)
-                if self.train and base.task != "audio":  # there a voice is the answer, whosever it is
+                if self.augment and base.task != "audio":  # there a voice is the answer, whosever it is
                     wave = self._overlaid(i, wave, random)
                 heard.append(_coefficients(wave, length, info.fps))
             labels.append(_labels(info, start, start + length))
@@ -826,7 +833,7 @@ def _rendered(root: Path, split: str, count: int, seed: int, task: str) -> tuple
     """The first `count` clips of a split as `write_speakers` would write them, but for the JPEG."""
     params = synth.scenes(count, split, seed, task)
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (synth, synth_faces))
-    with_these = f"{hashlib.sha256(sources).hexdigest()} {cv2.__version__} {np.__version__} {scipy.__version__}"
+    with_these = f"{hashlib.sha256(sources).hexdigest()} {cv2.__version__} {np.__version__}"
     version = digest([(with_these, count, seed)])  # rendered anew when what draws has changed
     width = max(sum(_Rendered.sizes(one["frames"])) for one in params)
 
