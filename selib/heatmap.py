@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,28 @@ def normalize(maps: Tensor) -> Tensor:
     Anything not finite counts as the map's smallest finite value, so the result is always finite.
     """
     flat = maps.flatten(1).float()
-    finite = flat.isfinite()
-    low = flat.where(finite, torch.full_like(flat, torch.inf)).amin(1, keepdim=True)
-    low = low.where(low.isfinite(), torch.zeros_like(low))
-    flat = flat.where(finite, low)
+    low, high = flat.aminmax(dim=1, keepdim=True)
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        finite = flat.isfinite()
+        low = flat.where(finite, torch.full_like(flat, torch.inf)).amin(1, keepdim=True)
+        low = low.where(low.isfinite(), torch.zeros_like(low))
+        flat = flat.where(finite, low)
+        high = flat.amax(1, keepdim=True)
     # Divided by the largest magnitude first: high - low of two huge numbers would overflow.
-    size = flat.abs().amax(1, keepdim=True)
-    flat, low = flat / size.clamp_min(torch.finfo(flat.dtype).tiny), low / size.clamp_min(torch.finfo(flat.dtype).tiny)
-    span = (flat - low).amax(1, keepdim=True)
+    size = torch.maximum(low.abs(), high.abs()).clamp_min(torch.finfo(flat.dtype).tiny)
+    low = low / size
+    span = high / size - low
     # A span at the level of rounding is a constant map: stretching it would show noise as evidence.
     constant = span <= 8 * torch.finfo(flat.dtype).eps
-    scaled = (flat - low) / span.where(~constant, torch.ones_like(span))
-    return scaled.masked_fill(constant, 0).clamp(0, 1).unflatten(1, maps.shape[1:])
+    # In place from here: a clip is a million numbers, and every copy of them takes longer than the network.
+    scaled = (flat / size).sub_(low).div_(span.where(~constant, torch.ones_like(span)))
+    return scaled.masked_fill_(constant, 0).clamp_(0, 1).unflatten(1, maps.shape[1:])
+
+
+@cache
+def _bicubic(before: int, after: int) -> Tensor:
+    """Bicubic interpolation of ``before`` values to ``after`` as a matrix (after, before)."""
+    return F.interpolate(torch.eye(before)[None, None], (after, before), mode="bicubic", align_corners=False)[0, 0]
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -54,7 +65,13 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     elif len(size) == 2:
         x = F.interpolate(x[:, None], size, mode="bicubic", align_corners=False)[:, 0]
     else:
-        time = F.interpolate(x.flatten(2).movedim(1, 2), size[0], mode="linear", align_corners=False)
-        frames = time.movedim(2, 1).reshape(-1, 1, *maps.shape[2:])
-        x = F.interpolate(frames, size[1:], mode="bicubic", align_corners=False).reshape(len(maps), *size)
+        if size[0] != x.shape[1]:
+            x = (
+                F.interpolate(x.flatten(2).movedim(1, 2), size[0], mode="linear", align_corners=False)
+                .movedim(2, 1)
+                .unflatten(2, maps.shape[2:])
+            )
+        # Both image axes as matrices: for the many small maps of a clip several times as fast as F.interpolate.
+        down, across = (_bicubic(n, m).to(x.device) for n, m in zip(maps.shape[2:], size[1:], strict=True))
+        x = down @ x @ across.T
     return x.clamp(low, high)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import selib
 from selib.models import active_speaker, bias, build
-from selib.models.active_speaker import Factorised
+from selib.models.detector import Factorised
 
 
 @pytest.mark.parametrize("streams", [("audio", "face", "body"), ("audio", "face"), ("face",)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
-from selib.models.active_speaker import ActiveSpeaker, active_speaker, bias
+from selib.models.detector import ActiveSpeaker, active_speaker, bias
 from selib.models.small_resnet import sides, small_resnet
 
 __all__ = ["SHIPPED", "ActiveSpeaker", "active_speaker", "bias", "build", "sides", "small_resnet"]

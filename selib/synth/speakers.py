@@ -112,6 +112,7 @@ def sample(rng: np.random.Generator, condition: str, task: str = "all") -> Param
     male = person["Male"]
     impaired = condition == "speech impairment"
     other_male = bool(rng.random() < 0.5)
+    seen = condition != "face occlusion" and task != "body"  # where nothing else tells, nobody keeps still hands
     return {
         "condition": condition,
         "task": task,
@@ -127,7 +128,11 @@ def sample(rng: np.random.Generator, condition: str, task: str = "all") -> Param
         "lag": faces._between(rng, 0.04, 0.12) if impaired else 0.0,  # seconds that the voice is behind the mouth
         "snr": faces._between(rng, 1, 8) if condition == "surveillance" else faces._between(rng, 22, 34),  # dB
         "gesture": faces._between(rng, 0.7, 1.2),
-        "hands": str(rng.choice(["both", "left", "right"], p=[0.5, 0.25, 0.25])),
+        "hands": str(
+            rng.choice(
+                ["both", "left", "right", "still"], p=[0.25, 0.12, 0.13, 0.5] if seen else [0.5, 0.25, 0.25, 0.0]
+            )
+        ),
         "fidget": bool(rng.random() < 0.25),
         "occluder": str(rng.choice(["mask", "hand", "microphone"])) if condition == "face occlusion" else "none",
         "pixels": int(rng.integers(20, 30))
