@@ -191,8 +191,11 @@ class Explanation:
 
         By influence, every frame has channels of its own.
         """
+        return self._chosen(self.channel_weights(method, target), method, select)
+
+    @staticmethod
+    def _chosen(weights: Tensor, method: Method, select: Select | None) -> Tensor:
         rule = select or (NormalQuantile() if method == "top-gate" else All())
-        weights = self.channel_weights(method, target)
         return rule.mask(weights.mT).mT if weights.ndim == 3 else rule.mask(weights)
 
     @torch.no_grad()
@@ -210,7 +213,8 @@ class Explanation:
             raise ValueError(
                 "the SE block sits on a vector (B, C), which has no positions: there is no heatmap, only gates and influence"
             )
-        mask = self.selected(method, target, select)
+        ranking = self.channel_weights(method, target)
+        mask = self._chosen(ranking, method, select)
         self._head.prepare()
         maps = self.features.relu() if self._head.rectifies else self.features
         if method == "top-gate":
@@ -223,9 +227,9 @@ class Explanation:
         # The share of each position: signed maps have means near zero, so there the magnitude counts.
         maps = maps.abs()
         if self._head.frames:
-            return _spread(maps, self.influence(target) * mask, self._head.time)
+            return _spread(maps, ranking * mask, self._head.time)
         mean = maps.flatten(2).mean(2)
-        weights = self.influence(target) * mask / mean.where(mean > 0, torch.ones_like(mean))
+        weights = ranking * mask / mean.where(mean > 0, torch.ones_like(mean))
         return weighted_sum(maps, weights)
 
     def heatmap(

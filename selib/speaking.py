@@ -43,6 +43,7 @@ WINDOW = 40  # frames of a training clip: 1.6 seconds
 LEARNING_RATE = 1.5e-3
 CHANCE = "area (knows nothing)"
 OURS = ("SE top-gate (paper)", "SE gate", "SE influence", "SE influence, top 10 %")
+WHOLE = "SE influence, clip mean"
 SAME_COUNT = "as many random channels"
 CONTROLS = ("mean of channels", SAME_COUNT, "centre prior", "uniform noise")
 PUBLISHED = {
@@ -117,7 +118,7 @@ def clips_of(
     tag = name if task == "all" else f"{name}-{task}"
     return Setup(
         tag, train, test, epochs if task == "all" else profile.speaker_lone_epochs, "bias" if large else "active_speaker",
-        3000 if large else 8 * WINDOW, twin and not large and profile.speaker_from_shipped,
+        3000 if large else 4 * WINDOW, twin and not large and profile.speaker_from_shipped,
     )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def make_shipped(path: Path | None = None) -> None:
     model.get_submodule("face").load_state_dict(face.get_submodule("face").state_dict())
     clips = load_speakers("synth-speakers", "train", root=root, limit=1000, seed=1)
     loader = clips.loader(8 * WINDOW, train=True, window=WINDOW, augment=False)
-    fit(model, loader, epochs=8, out=root / "all", **options)
+    fit(model, loader, epochs=6, out=root / "all", **options)
     save_checkpoint(
         model, path or SHIPPED["synth-speakers"], architecture="active_speaker", classes=["speaking"], image_size=synth.SIDE,
         task="multilabel",
@@ -301,7 +302,20 @@ def face_maps(model: nn.Module, inputs: Mapping[str, Tensor], *, seed: int, stre
     crops = inputs[stream][0]
     readings: tuple[tuple[Method, Select | None], ...] = (("top-gate", None), ("gate", None), ("influence", None), ("influence", TopFraction(0.10)))  # fmt: skip
     found = {name: ex.heatmap(method, 0, select=rule)[0] for name, (method, rule) in zip(OURS, readings, strict=True)}
+    found[WHOLE] = clip_map(ex, crops.shape)
     return found | {"Grad-CAM": grad_cam(model, inputs, stream)} | _controls(ex, crops, seed)
+
+
+def clip_map(ex: Explanation, size: Sequence[int]) -> Tensor:
+    """Influence on the whole clip's answer, spread over space and time at once: (T, H, W) in [0, 1].
+
+    A recurrent head carries what it saw in one frame to its neighbours. ``ex.heatmap`` shows each frame's influence in that frame, also
+    where the lips, whose opening a moment ago still counts, are closed; here a channel's mean influence lies where and when it was active.
+    """
+    weights = ex.influence(0).mean(2)
+    mean = ex.features.flatten(2).mean(2)
+    raw = weighted_sum(ex.features, weights / mean.where(mean > 0, torch.ones_like(mean)))
+    return normalize(resize(raw.relu(), size))[0]
 
 
 def _controls(ex: Explanation, crops: Tensor, seed: int) -> dict[str, Tensor]:

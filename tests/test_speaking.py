@@ -77,7 +77,7 @@ def test_the_area_is_the_share_of_the_mouth_and_no_map_exceeds_its_energy(clips,
     mouth = clips.masks(row)["face"] == speaking.MOUTH
     frames = np.asarray(clips.clips[row].labels, bool) & mouth.any((1, 2))
     assert scores.cell(speaking.CHANCE, "energy")[0] == pytest.approx(mouth[frames].mean())
-    assert set(scores.values) == {*speaking.OURS, *speaking.CONTROLS, "Grad-CAM", speaking.CHANCE}
+    assert set(scores.values) == {*speaking.OURS, speaking.WHOLE, *speaking.CONTROLS, "Grad-CAM", speaking.CHANCE}
     for name in scores.values:
         assert 0 <= scores.cell(name, "energy")[0] <= scores.cell(name, "near")[0] <= 1
 
