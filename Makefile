@@ -8,8 +8,8 @@ JOBS ?= $(if $(filter smoke,$(PROFILE)),2,1)
 ARGS ?=
 UV := 0.13.8
 BIN := .venv/bin
-ESTIMATE_smoke := 3 minutes
-ESTIMATE_standard := 15 minutes
+ESTIMATE_smoke := 5 minutes
+ESTIMATE_standard := 25 minutes
 ESTIMATE_full := some hours, on a GPU
 
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -39,7 +39,7 @@ test: export SELIB_RESULTS := $(CURDIR)/runs/nbval/results
 test: export SELIB_CHECKPOINTS := $(CURDIR)/runs/nbval/checkpoints
 test: export OMP_NUM_THREADS := 1
 test: .venv/.installed
-	@echo "Lint, types and all tests: about 12 minutes on two cores"
+	@echo "Lint, types and all tests: about 17 minutes on two cores"
 	rm -rf runs/nbval
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

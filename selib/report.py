@@ -171,12 +171,17 @@ def _title(folder: Path, notebook: str) -> str:
     return notebook
 
 
+def _size(entry: Mapping[str, Any]) -> str:
+    """How much a data set holds, as its results file says it."""
+    return next(f"{entry[unit]} {unit}" for unit in ("images", "clips") if unit in entry)
+
+
 def _summary(folder: Path, result: Mapping[str, Any], title: str) -> str:
     timings = result["timings"]
     page = folder / f"{result['notebook']}.html"
     name = f"[{_text(title)}]({page.name})" if page.is_file() else _text(title)
     sets = [
-        f"{key} ({entry['images']} images{', synthetic' if entry.get('synthetic') else ''})"
+        f"{key} ({_size(entry)}{', synthetic' if entry.get('synthetic') else ''})"
         for key, entry in result["data"].items()
     ]
     total = timings.get("total")

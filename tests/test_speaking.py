@@ -122,7 +122,7 @@ def test_a_network_that_does_not_hear_loses_nothing_without_the_sound(clips):
     study = speaking.muting(deaf, clips, rows)
     assert study.names == ("audio", "face", "body")
     assert np.abs(study.drop[:, 0]).max() < 1e-6 and np.abs(study.influence[:, 0]).max() < 1e-6
-    assert np.abs(study.drop[:, 1:]).min() > 1e-6
+    assert np.abs(study.drop[:, 1:]).max(0).min() > 1e-6
 
 
 def test_spearman_over_clips_and_modalities():
@@ -172,7 +172,7 @@ def test_label_free_gates_leave_the_network_alone(root, clips):
     torch.manual_seed(0)
     plain = active_speaker().eval()
     before = {k: v.clone() for k, v in plain.state_dict().items()}
-    setup = speaking.Setup("synth-speakers", clips, clips, 1, "active_speaker", 320, False)
+    setup = speaking.Setup("synth-speakers", clips, clips, 1, "active_speaker", 120, False)
     gated, report = speaking.sparse(plain, setup, clips=6, sparsity=1.0, epochs=1, seed=0)
     assert all(torch.equal(before[k], v) for k, v in plain.state_dict().items())
     assert set(attached(gated)) == set(report.open_gates) == {"face", "body", "fusion"}
