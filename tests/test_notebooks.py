@@ -52,6 +52,15 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "scores/trained with SE/0/SE influence/pointing/mean": (0.2, 0.7),
         "scores/trained with SE/0/uniform noise/near/mean": (0.15, 0.35),
     },
+    "03_active_speaker": {
+        "precision/all/with SE": (75.0, 100.0),  # the share of speaking frames is under 50
+        "precision/all/without": (75.0, 100.0),
+        "localised/mean of channels/near": (0.35, 0.75),  # the mouth and a cell around it are 0.22
+        "localised/uniform noise/near": (0.15, 0.3),
+        "muting/audio/drop/0": (1.5, 15.0),  # who is asked what he hears loses it without the sound
+        "muting/audio/drop/2": (-0.7, 0.7),  # and nothing without the hands
+        "spearman/0": (0.4, 1.0),
+    },
     "04_objects": {
         "points/synth-objects/0": (-4.0, 4.0),
         "gates/synth-objects/0/λ = 1/agrees": (0.93, 1.0),
