@@ -27,7 +27,7 @@ from selib.explanation import explain
 from selib.gates import FeatureCache, GateReport, cache_features, channel_test, fit_gates
 from selib.heatmap import resize
 from selib.profiles import Profile
-from selib.recipe import Recipe, controls_of, last_map, others_of, se_explainers
+from selib.recipe import CHANCE, Recipe, controls_of, last_map, others_of, se_explainers
 from selib.stats import Interval, bootstrap
 from selib.synth.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 from selib.train import accelerator, attribute_scores, predict
@@ -38,7 +38,6 @@ CAUSE, SHORTCUT = (
     "Wearing_Hat",
 )  # what the network is asked for, and what goes with it in the split "spurious"
 RIVAL = "Grad-CAM"
-CHANCE = "area (knows nothing)"
 
 
 # ---- data and networks -----------------------------------------------------------------------------------------------------

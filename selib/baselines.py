@@ -122,7 +122,7 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16, batch_size: int =
     model = bare(model)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        with _gradients(model):
+        with gradients(model):
             method = IntegratedGradients(lambda x: logits_of(model(x)))
             size = max(batch_size, len(images))  # captum runs one step at a time at least
             parts = method.attribute(images, target=targets, n_steps=steps, internal_batch_size=size)
@@ -257,7 +257,7 @@ def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor,
 
 
 @contextmanager
-def _gradients(model: nn.Module) -> Iterator[None]:
+def gradients(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on, but for no parameter: no ``param.grad`` is touched, no graph is built for them."""
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -292,7 +292,7 @@ def _graph_starts_at(module: nn.Module) -> Iterator[Callable[[], Any]]:
 
 def _torchcam(method: Callable[..., Any], model: nn.Module, module: nn.Module, **options: Any) -> Explainer:
     def raw(images: Tensor, targets: Tensor) -> Tensor:
-        with _gradients(model), _graph_starts_at(module) as copy_downstream, method(model, module, **options) as cam:
+        with gradients(model), _graph_starts_at(module) as copy_downstream, method(model, module, **options) as cam:
             copy_downstream()
             return cam(targets.tolist(), logits_of(model(images)), normalized=False)[0]
 
@@ -303,7 +303,7 @@ def _grad_cam(method: Callable[..., Any], model: nn.Module, module: nn.Module) -
     """The map of a grad-cam method before that library's own resizing, and without its ``zero_grad`` on the model."""
 
     def raw(images: Tensor, targets: Tensor) -> Tensor:
-        with _gradients(model), _graph_starts_at(module) as copy_downstream:
+        with gradients(model), _graph_starts_at(module) as copy_downstream:
             cam = method(model, [module])
             try:
                 copy_downstream()

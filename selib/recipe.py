@@ -204,6 +204,7 @@ def correct(recipe: Recipe, model: nn.Module) -> NDArray[np.float64]:
 
 OURS = ("SE top-gate (paper)", "SE gate", "SE influence", "SE influence, top 10 %")
 SAME_COUNT = "as many random channels"
+CHANCE = "area (knows nothing)"
 
 
 def se_explainers(model: nn.Module) -> dict[str, Explainer]:

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selib import baselines, metrics, video
-from selib.attach import attach_se, attached, call, evaluating, logits_of
+from selib.attach import attach_se, attached, call, evaluating, logits_of, to_device
 from selib.benchmark import Scores
 from selib.data import SpeakerSet, available, load_speakers
 from selib.data.speakers import ClipLoader, draw_clips, inputs_of
@@ -31,9 +30,10 @@ from selib.gates import StreamsGateReport, fit_gates
 from selib.heatmap import normalize, resize, weighted_sum
 from selib.models import SHIPPED, ActiveSpeaker, active_speaker, build
 from selib.profiles import Profile, base
+from selib.recipe import CHANCE, OURS, SAME_COUNT
 from selib.results import write_text
 from selib.select import Select, TopFraction
-from selib.stats import Interval, bootstrap
+from selib.stats import Interval, bootstrap, percentile
 from selib.synth import speakers as synth
 from selib.synth.speakers import CONDITIONS, FACE_PARTS, STREAMS
 from selib.train import accelerator, fit, load_weights, save_checkpoint
@@ -41,10 +41,7 @@ from selib.train import accelerator, fit, load_weights, save_checkpoint
 MOUTH = 1 + FACE_PARTS.index("mouth")
 WINDOW = 40  # frames of a training clip: 1.6 seconds
 LEARNING_RATE = 1.5e-3
-CHANCE = "area (knows nothing)"
-OURS = ("SE top-gate (paper)", "SE gate", "SE influence", "SE influence, top 10 %")
 WHOLE = "SE influence, clip mean"
-SAME_COUNT = "as many random channels"
 CONTROLS = ("mean of channels", SAME_COUNT, "centre prior", "uniform noise")
 PUBLISHED = {
     "optimal": 97.8,
@@ -184,12 +181,8 @@ def scored(model: nn.Module, clips: SpeakerSet) -> list[NDArray[np.float64]]:
     device = next(model.parameters()).device
     with evaluating(model, eager=False):
         return [
-            logits_of(call(model, _on(clips.clip(i)[0], device))).flatten().double().cpu().numpy() for i in range(len(clips))
+            logits_of(call(model, to_device(clips.clip(i)[0], device))).flatten().double().cpu().numpy() for i in range(len(clips))
         ]  # fmt: skip
-
-
-def _on(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: x.to(device) for name, x in inputs.items()}
 
 
 def labels_of(clips: SpeakerSet) -> list[NDArray[np.int64]]:
@@ -233,11 +226,14 @@ def precision_gain(
         )
 
     speaks = np.array([row.any() for row in labels])
-    rng = np.random.default_rng(0)
-    # Precision is not defined where nobody speaks: with a handful of clips that is drawn now and then, and drawn again.
-    samples = (rng.choice(rows, len(rows)) for _ in count())
-    drawn = [gain(chosen) for chosen in islice((chosen for chosen in samples if speaks[chosen].any()), resamples)]
-    return Interval(gain(rows), *np.quantile(drawn, [0.025, 0.975]).tolist())
+
+    def drawn(rng: np.random.Generator) -> float:
+        # Precision is not defined where nobody speaks: with a handful of clips that is drawn now and then, and drawn again.
+        while not speaks[chosen := rng.choice(rows, len(rows))].any():
+            pass
+        return gain(chosen)
+
+    return percentile(gain(rows), drawn, resamples=resamples)
 
 
 def precision_table(
@@ -296,14 +292,13 @@ def streams_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Streams:
     return found
 
 
-def face_maps(model: nn.Module, inputs: Mapping[str, Tensor], *, seed: int, stream: str = "face") -> dict[str, Tensor]:
-    """The maps of one clip's face (or body) by every reading of its SE vector, and the controls: (T, H, W) in [0, 1] each."""
-    ex = streams_of(model, inputs).streams[stream]
-    crops = inputs[stream][0]
+def face_maps(model: nn.Module, ex: Explanation, inputs: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """The maps of one clip's face by every reading ``ex`` of its SE vector, and the controls: (T, H, W) in [0, 1] each."""
+    crops = inputs["face"][0]
     readings: tuple[tuple[Method, Select | None], ...] = (("top-gate", None), ("gate", None), ("influence", None), ("influence", TopFraction(0.10)))  # fmt: skip
     found = {name: ex.heatmap(method, 0, select=rule)[0] for name, (method, rule) in zip(OURS, readings, strict=True)}
     found[WHOLE] = clip_map(ex, crops.shape)
-    return found | {"Grad-CAM": grad_cam(model, inputs, stream)} | _controls(ex, crops, seed)
+    return found | {"Grad-CAM": grad_cam(model, inputs)} | _controls(ex, crops, seed)
 
 
 def clip_map(ex: Explanation, size: Sequence[int]) -> Tensor:
@@ -344,25 +339,13 @@ def grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str = "face
 
     names = list(inputs)
     block = attached(model)[stream]
-    grads = [(p, p.requires_grad) for p in model.parameters()]
-    training = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
 
-        def total(*tensors: Tensor) -> Tensor:
-            return logits_of(model(**dict(zip(names, tensors, strict=True)))).sum((1, 2))
+    def total(*tensors: Tensor) -> Tensor:
+        return logits_of(model(**dict(zip(names, tensors, strict=True)))).sum((1, 2))
 
-        with torch.enable_grad():
-            raw = LayerGradCam(total, block.features).attribute(
-                tuple(x.requires_grad_() for x in inputs.values()), relu_attributions=True
-            )
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter, wants in grads:
-            parameter.requires_grad_(wants)
-        for x in inputs.values():
-            x.requires_grad_(False)
+    with baselines.gradients(model):
+        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs.values())
+        raw = LayerGradCam(total, block.features).attribute(leaves, relu_attributions=True)
     return normalize(resize(raw[:, 0].detach(), inputs[stream].shape[1:]))[0]
 
 
@@ -375,11 +358,12 @@ def localise(model: nn.Module, clips: SpeakerSet, rows: Sequence[int], *, seed: 
     device = next(model.parameters()).device
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        inputs = _on(clips.clip(row)[0], device)
+        inputs = to_device(clips.clip(row)[0], device)
         mouth = torch.from_numpy(clips.masks(row)["face"] == MOUTH)
         speaking = torch.tensor(clips.clips[row].labels, dtype=torch.bool) & mouth.flatten(1).any(1)
-        maps = face_maps(model, inputs, seed=seed)
-        cell = synth.SIDE // streams_of(model, inputs).streams["face"].features.shape[-1]
+        ex = streams_of(model, inputs).streams["face"]
+        maps = face_maps(model, ex, inputs, seed=seed)
+        cell = synth.SIDE // ex.features.shape[-1]
         near = metrics.dilate(mouth, (cell, cell))
         for name, values in maps.items():
             shown = values.cpu()[speaking].flatten(0, 1)[None]
@@ -420,7 +404,7 @@ def worth(model: nn.Module, batches: Sequence[tuple[Mapping[str, Tensor], Sequen
     influence, share, gates = [], [], []
     names: tuple[str, ...] = ()
     for inputs, labels in batches:
-        found = streams_of(model, _on(inputs, device)).modalities(0)
+        found = streams_of(model, to_device(inputs, device)).modalities(0)
         names = tuple(found.names)
         falls = found.influence[0].double().cpu().numpy()[:, np.asarray(labels, bool)]  # (M, speaking frames)
         size = np.abs(falls).mean(1)
@@ -468,7 +452,7 @@ def _speaking_logits(
     device = next(model.parameters()).device
     with evaluating(model, eager=False):
         return np.array([
-            float(logits_of(call(model, _on(inputs, device))).flatten()[torch.tensor(labels, dtype=torch.bool, device=device)].mean())
+            float(logits_of(call(model, to_device(inputs, device))).flatten()[torch.tensor(labels, dtype=torch.bool, device=device)].mean())
             for inputs, labels in batches
         ])  # fmt: skip
 
@@ -485,10 +469,12 @@ def spearman_interval(studies: Mapping[str, Muting], *, resamples: int) -> Inter
         )
         return float(metrics.spearman(torch.from_numpy(said)[None], torch.from_numpy(true)[None])[0])
 
-    rng = np.random.default_rng(0)
     sizes = [len(study.drop) for study in studies.values()]
-    drawn = [correlation([rng.integers(n, size=n) for n in sizes]) for _ in range(resamples)]
-    return Interval(correlation([np.arange(n) for n in sizes]), *np.quantile(drawn, [0.025, 0.975]).tolist())
+    return percentile(
+        correlation([np.arange(n) for n in sizes]),
+        lambda rng: correlation([rng.integers(n, size=n) for n in sizes]),
+        resamples=resamples,
+    )
 
 
 def muting_table(
@@ -534,9 +520,11 @@ def share_change(after: Worth, before: Worth, modality: str, *, resamples: int) 
 def share_between(a: Worth, b: Worth, modality: str, *, resamples: int) -> Interval:
     """How a modality's share of influence differs between two groups of clips, a - b, with the interval over both groups' clips."""
     x, y = (w.share[:, w.names.index(modality)] for w in (a, b))
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(x, len(x)).mean() - rng.choice(y, len(y)).mean() for _ in range(resamples)]
-    return Interval(float(x.mean() - y.mean()), *np.quantile(drawn, [0.025, 0.975]).tolist())
+    return percentile(
+        float(x.mean() - y.mean()),
+        lambda rng: rng.choice(x, len(x)).mean() - rng.choice(y, len(y)).mean(),
+        resamples=resamples,
+    )
 
 
 # ---- how few gates will do -------------------------------------------------------------------------------------------------
@@ -555,7 +543,7 @@ def gate_variants(
     rule = TopFraction(0.10)
     found: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for row in range(len(clips)):
-        ex = streams_of(model, _on(clips.clip(row)[0], device)).streams["fusion"]
+        ex = streams_of(model, to_device(clips.clip(row)[0], device)).streams["fusion"]
         segments = dict(zip(model.modalities, ex.gates[0].chunk(len(model.modalities)), strict=True))
         influence = ex.influence(0)[0].abs().mean(1).chunk(len(segments))
         generator = torch.Generator().manual_seed(seed * 100003 + row)

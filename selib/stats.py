@@ -89,6 +89,26 @@ def paired_over_seeds(
     return _interval(mean, means, max(sizes) * (1 if same_images else len(runs)), level, resamples, seed)
 
 
+def percentile(
+    value: float,
+    draw: Callable[[np.random.Generator], float],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic that is no mean (a precision, a correlation).
+
+    Args:
+        value: the statistic of the data as they are.
+        draw: the statistic of one resample.
+
+    Raises:
+        ValueError: ``level`` outside (0, 1), ``resamples`` below 1.
+    """
+    return _interval(value, lambda rng, count: np.array([draw(rng) for _ in range(count)]), 1, level, resamples, seed)
+
+
 def _interval(
     mean: float,
     means: Callable[[np.random.Generator, int], NDArray[np.float64]],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -22,6 +21,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from selib.synth.apart import drawn_by
 
 Points = np.ndarray  # (N, 2) float, x to the right, y down
 Params = dict[str, Any]  # plain numbers, booleans, strings and lists: goes through JSON unchanged
@@ -1042,14 +1043,8 @@ def draw_apart(faces: Sequence[tuple[Params, Sequence[str]]]) -> np.ndarray:
 
     Drawn by a process of its own, since much of the work holds the interpreter's lock: call it from several threads.
     """
-    lines = "".join(json.dumps([params, list(removed)]) + "\n" for params, removed in faces)
-    done = subprocess.run(
-        [sys.executable, "-m", "selib.synth.faces"], input=lines.encode(), capture_output=True, check=False
-    )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OSError(f"the process that draws faces ended with status {done.returncode}: {' '.join(last)}")
-    return np.frombuffer(done.stdout, np.uint8).reshape(len(faces), *SIZE, 4)
+    drawn = drawn_by("selib.synth.faces", "faces", faces)
+    return np.frombuffer(drawn, np.uint8).reshape(len(faces), *SIZE, 4)
 
 
 def _main() -> None:

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import struct
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ import cv2
 import numpy as np
 
 from selib.synth import faces
+from selib.synth.apart import drawn_by
 
 Params = dict[str, Any]
 
@@ -537,14 +537,8 @@ def draw_apart(clips: Sequence[tuple[Params, Sequence[str]]]) -> list[Clip]:
 
     Raises OSError when that process fails.
     """
-    lines = "".join(json.dumps([params, list(muted)]) + "\n" for params, muted in clips)
-    done = subprocess.run(
-        [sys.executable, "-m", "selib.synth.speakers"], input=lines.encode(), capture_output=True, check=False
-    )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OSError(f"the process that draws clips ended with status {done.returncode}: {' '.join(last)}")
-    stream, found = io.BytesIO(done.stdout), []
+    drawn = drawn_by("selib.synth.speakers", "clips", clips)
+    stream, found = io.BytesIO(drawn), []
     for _ in clips:
         (size,) = struct.unpack("<q", stream.read(8))
         with np.load(io.BytesIO(stream.read(size)), allow_pickle=False) as arrays:
