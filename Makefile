@@ -41,6 +41,7 @@ test: export OMP_NUM_THREADS := 1
 test: .venv/.installed
 	@echo "Lint, types and all tests: about 17 minutes on two cores"
 	rm -rf runs/nbval
+	@echo "Browser for the tests in JupyterLab: $$($(BIN)/python tests/browser.py)"
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy selib

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selib.attach import bare, evaluating, hooked, logits_of
+from selib.attach import attached, bare, evaluating, hooked, logits_of
 from selib.heatmap import normalize, resize, weighted_sum
 
 Explainer = Callable[[Tensor, Tensor], Tensor]
@@ -129,6 +129,29 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16, batch_size: int =
         return parts.abs().sum(1)
 
     return _finish(explain)
+
+
+def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str) -> Tensor:
+    """Grad-CAM (Selvaraju et al., 2017) of one clip by captum, (T, H, W): one weight a channel, for the logits of all frames together.
+
+    It needs gradients, and a forward function of positional tensors made for it.
+
+    Args:
+        inputs: {stream: (1, T, …)}, as the model takes it.
+        stream: whose SE block stands behind the map that is shown.
+    """
+    from captum.attr import LayerGradCam
+
+    names = list(inputs)
+    block = attached(model)[stream]
+
+    def total(*tensors: Tensor) -> Tensor:
+        return logits_of(model(**dict(zip(names, tensors, strict=True)))).sum((1, 2))
+
+    with gradients(model):
+        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs.values())
+        raw = LayerGradCam(total, block.features).attribute(leaves, relu_attributions=True)
+    return normalize(resize(raw[:, 0].detach(), inputs[stream].shape[1:]))[0]
 
 
 # ---- controls --------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _letters(text: str, size: int) -> NDArray[np.float32]:
     return np.asarray(page, dtype=np.float32)[..., None] / np.float32(255)
 
 
-def _write(picture: Picture, text: str, x: int, y: int, *, size: int = 12, colour: Colour = INK) -> None:
+def write_line(picture: Picture, text: str, x: int, y: int, *, size: int = 12, colour: Colour = INK) -> None:
     """A line of text with its upper left corner at (x, y), cut at the edges."""
     letters = _letters(text, size)[max(0, -y) :, max(0, -x) :]
     place = picture[max(0, y) :, max(0, x) :][: letters.shape[0], : letters.shape[1]]
@@ -92,6 +92,7 @@ class Film:
         wave: the sound track (N,), ``rate`` samples a second.
         off: streams and "audio" that are shown as switched off.
         scale: pixels of the film for one of a crop.
+        opacity, colormap: of the heatmaps at their maximum, see :func:`selib.plot.tint`.
 
     Raises:
         ValueError: streams, maps, scores or labels that do not fit each other.
@@ -109,6 +110,8 @@ class Film:
         fps: float = 25.0,
         rate: int = 16000,
         scale: int = 2,
+        opacity: float = 0.85,
+        colormap: str = plot.COLORMAP,
     ) -> None:
         if not frames:
             raise ValueError("a film needs the frames of at least one stream")
@@ -118,6 +121,7 @@ class Film:
         self.scores = {name: np.asarray(line, dtype=float) for name, line in (scores or {}).items()}
         self.labels = None if labels is None else np.asarray(labels)
         self.off, self.fps, self.scale = off, fps, scale
+        self._look: dict[str, Any] = {"opacity": opacity, "colormap": colormap}
         self._width = sum(clip.shape[2] * scale for clip in self.frames.values()) + 8 * (len(self.frames) - 1)
         self._width = max(self._width, 240)
         self._lines: dict[str, NDArray[Any]] = {}  # in pixels of the track
@@ -159,18 +163,20 @@ class Film:
         )
         if self.labels is not None:
             said.append("truth: speaks" if self.labels[t] else "truth: does not")
-        _write(picture, "   ".join(said), 2, 2)
+        write_line(picture, "   ".join(said), 2, 2)
 
     def _crop(self, name: str, t: int) -> Picture:
         grey = self.frames[name][t]
-        crop = plot.tint(grey, self.maps[name][t]) if name in self.maps else np.repeat(grey[..., None], 3, 2)
+        crop = (
+            plot.tint(grey, self.maps[name][t], **self._look) if name in self.maps else np.repeat(grey[..., None], 3, 2)
+        )
         size = grey.shape[1] * self.scale, grey.shape[0] * self.scale
         large: Picture = np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
         if name in self.off:
             large = 96 + large // 4
             cv2.line(large, (0, 0), (size[0] - 1, size[1] - 1), (255, 255, 255), 1, cv2.LINE_AA)
-        _write(large, f"{name}, off" if name in self.off else name, 4, 2, colour=(0, 0, 0))
-        _write(large, f"{name}, off" if name in self.off else name, 3, 1, colour=(255, 255, 255))
+        write_line(large, f"{name}, off" if name in self.off else name, 4, 2, colour=(0, 0, 0))
+        write_line(large, f"{name}, off" if name in self.off else name, 3, 1, colour=(255, 255, 255))
         return large
 
     def _drawn(self, wave: NDArray[Any] | None, rate: int) -> Picture:
@@ -186,7 +192,7 @@ class Film:
             colour = FAINT if "audio" in self.off else INK
             for x, (low, high) in enumerate(ends):
                 track[high : low + 1, x] = colour
-            _write(track, "sound, off" if "audio" in self.off else "sound", 3, 5, size=10)
+            write_line(track, "sound, off" if "audio" in self.off else "sound", 3, 5, size=10)
         if curve:
             base, tall = self._floor - 6, curve - 22
             for value in (0, 0.5, 1):
@@ -203,15 +209,15 @@ class Film:
         for mark in np.arange(0, seconds, step):
             x = round(self._x(mark * self.fps - 0.5))
             cv2.line(track, (x, self._floor), (x, self._floor + 3), INK, 1)
-            _write(track, f"{mark:g} s", x + 2, self._floor + 4, size=10)
+            write_line(track, f"{mark:g} s", x + 2, self._floor + 4, size=10)
         return track
 
     def _legend(self, track: Picture, y: int) -> None:
-        _write(track, "p(speaking)", 3, y, size=10)
+        write_line(track, "p(speaking)", 3, y, size=10)
         right = self._width
         for i, name in reversed(list(enumerate(self.scores if len(self.scores) > 1 else ()))):
             right -= _letters(name, 10).shape[1] + 6
-            _write(track, name, right, y, size=10)
+            write_line(track, name, right, y, size=10)
             right -= 26
             _curve(track, np.array([[right, y + 7], [right + 22, y + 7]]), LINES[i % 2], dashed=i > 0)
             right -= 8
@@ -298,7 +304,7 @@ def _outline(picture: Picture, person: Mark) -> None:
     x1, y1, _, _ = _corners(person.box)
     x, y = min(max(0, x1), max(0, width - wide - 6)), min(max(0, y1 - tall - 2), max(0, height - tall))
     picture[y : y + tall, x : x + wide + 6] = colour
-    _write(picture, text, x + 3, y, size=size, colour=(255, 255, 255))
+    write_line(picture, text, x + 3, y, size=size, colour=(255, 255, 255))
 
 
 # ---- explaining a video of one's own ---------------------------------------------------------------------------------------

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors, time_axis
 from selib.head import CHUNK, Head, Trace
-from selib.heatmap import normalize, resize, weighted_sum
+from selib.heatmap import at_maxima, normalize, resize, weighted_sum
 from selib.se import Layout, SEBlock, TargetSEBlock, channels_first, scaled
 from selib.select import All, NormalQuantile, Select
 
 Method = Literal["influence", "gate", "top-gate"]
 METHODS: tuple[Method, ...] = ("influence", "gate", "top-gate")
+Over = Literal["frame", "clip"]
 Target = int | Sequence[int] | Tensor | None
 
 
@@ -46,6 +47,7 @@ class Explanation:
         self.features = maps.unflatten(2, grid) if grid else maps
         self.input_size = input_size
         self._raw, self._head, self._gain = raw, head, gain
+        self._influence: dict[tuple[int, ...], Tensor] = {}  # by target: several maps are made of one influence
 
     @property
     def predicted(self) -> Tensor:
@@ -105,6 +107,12 @@ class Explanation:
         the network before it. A gate is zero for the whole clip: (B, C, T) is the fall in each of its frames.
         """
         targets = self._targets(target)
+        key = tuple(targets.flatten().tolist())
+        if key not in self._influence:
+            self._influence[key] = self._each_gates_fall(targets)
+        return self._influence[key].clone()
+
+    def _each_gates_fall(self, targets: Tensor) -> Tensor:
         head = self._head
         if head.frames:
             return self._falls(torch.eye(self.gates.shape[1], dtype=torch.bool), targets).movedim(0, 1)
@@ -198,8 +206,22 @@ class Explanation:
         rule = select or (NormalQuantile() if method == "top-gate" else All())
         return rule.mask(weights.mT).mT if weights.ndim == 3 else rule.mask(weights)
 
+    def _read_maps(self) -> Tensor:
+        """The maps as the head reads them: their positive part where it begins with a ReLU. Maps without negative values need no trial."""
+        if not bool((self.features < 0).any()):
+            return self.features
+        self._head.prepare()
+        return self.features.relu() if self._head.rectifies else self.features
+
     @torch.no_grad()
-    def map(self, method: Method = "influence", target: Target = None, select: Select | None = None) -> Tensor:
+    def map(
+        self,
+        method: Method = "influence",
+        target: Target = None,
+        select: Select | None = None,
+        *,
+        over: Over = "frame",
+    ) -> Tensor:
         """The heatmap before resizing and scaling: (B, *space), in units of the logit for "influence".
 
         For "influence" and global average pooling + linear the map is Σ_c w[k,c]·s[c]·F[c]: its mean over space is the target's
@@ -208,15 +230,21 @@ class Explanation:
         With an answer a frame, each frame's influence is spread over that frame of the channel's map, so that the mean of the map over
         the image axes is in each frame the sum of the influence of the channels that are not zero there. If the map has another number
         of frames, the influence is interpolated linearly between them; if it has no time axis, the mean over the frames is spread.
+        With ``over="clip"`` it is the influence on the mean over the frames, spread over time as well: its mean over all axes is the sum
+        of the influence. A head that carries what it saw from frame to frame answers in one frame for what was seen in another; there
+        this map says where *and when*. A head that reads nothing of a frame but its maximum gets all of it where that maximum stands.
         """
+        if over not in ("frame", "clip"):
+            raise ValueError(f'over={over!r} is unknown: use "frame" or "clip"')
         if self.features.ndim < 3:
             raise ValueError(
                 "the SE block sits on a vector (B, C), which has no positions: there is no heatmap, only gates and influence"
             )
         ranking = self.channel_weights(method, target)
+        if over == "clip" and ranking.ndim == 3:
+            ranking = ranking.mean(2)
         mask = self._chosen(ranking, method, select)
-        self._head.prepare()
-        maps = self.features.relu() if self._head.rectifies else self.features
+        maps = self._read_maps()
         if method == "top-gate":
             return weighted_sum(maps, mask / mask.sum(1, keepdim=True).clamp_min(1))
         if method == "gate":
@@ -225,8 +253,8 @@ class Explanation:
             weights = self._head.linear.weight[self._targets(target)] * self._gain * self.gates_of(target)
             return weighted_sum(maps, weights * mask)
         # The share of each position: signed maps have means near zero, so there the magnitude counts.
-        maps = maps.abs()
-        if self._head.frames:
+        maps = at_maxima(maps, self._head.time) if self._head.reads == "max" else maps.abs()
+        if ranking.ndim == 3:
             return _spread(maps, ranking * mask, self._head.time)
         mean = maps.flatten(2).mean(2)
         weights = ranking * mask / mean.where(mean > 0, torch.ones_like(mean))
@@ -239,6 +267,7 @@ class Explanation:
         *,
         select: Select | None = None,
         size: Sequence[int] | None = None,
+        over: Over = "frame",
     ) -> Tensor:
         """The heatmap (B, *size) in [0, 1]; ``size`` defaults to the input's.
 
@@ -248,11 +277,12 @@ class Explanation:
             target: class index, one per sample or one for all; the predicted class by default. Only "influence" depends on it, unless
                 every target has gates of its own.
             select: which channels take part, by the method's own ranking; see :mod:`selib.select`.
+            over: with an answer a frame, "influence" on each frame's answer, or on that of the whole clip; see :meth:`map`.
 
         Raises:
             ValueError: unknown method, target out of range, no spatial map, or a size that does not fit.
         """
-        raw = self.map(method, target, select)
+        raw = self.map(method, target, select, over=over)
         size = size if size is not None else self.input_size
         if size is None:
             raise ValueError("the inputs do not say which size the heatmap should have: pass size=")

@@ -15,6 +15,22 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("bc,bc...->b...", weights.float(), features.float())
 
 
+def at_maxima(features: Tensor, time: int | None = None) -> Tensor:
+    """What a head reads that takes nothing of a channel's map but its maximum: that value where it stands, zero elsewhere.
+
+    Args:
+        features: (B, C, *space).
+        time: the axis of ``space`` that is time: every frame has a maximum of its own.
+
+    Returns:
+        The magnitude of each maximum in its place, (B, C, *space); positions that are equal share it.
+    """
+    axes = [2 + axis for axis in range(features.ndim - 2) if axis != time]
+    tops = features.amax(axes, keepdim=True)
+    at = (features == tops).to(features.dtype)
+    return at * tops.abs() / at.sum(axes, keepdim=True)
+
+
 def normalize(maps: Tensor) -> Tensor:
     """Scale each sample's map (B, *space) to [0, 1] by its minimum and maximum; a constant map becomes zeros.
 

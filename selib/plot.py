@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
+from io import BytesIO
 from itertools import pairwise
 from typing import Any, ParamSpec
 
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image as Picture
 from torch import Tensor
 
 COLORMAP = "inferno"  # perceptually uniform, readable with every colour vision deficiency and in grey
@@ -393,7 +395,7 @@ def film_strip(
     if not which or min(which) < 0 or max(which) >= length:
         raise ValueError(f"shown={shown} is not within the {length} frames of the clip")
 
-    panels = [("sound", 0.45)] * (wave is not None) + [("p(speaking)", 0.8)] * (bool(lines) or labels is not None) + [("share", 0.8)] * bool(shares)  # fmt: skip
+    panels = [("sound", 0.45)] * (wave is not None) + [("p(speaking)", 0.8)] * bool(lines) + [("truth", 0.3)] * (labels is not None and not lines and wave is None) + [("share", 0.8)] * bool(shares)  # fmt: skip
     # Laid out in inches, so that the crops are square and stand over their time.
     left, side, gap = 0.6, min(8.0 / len(which), 1.6), 0.08
     width, right = side * len(which), 1.1 if lines or shares else 0.1
@@ -560,24 +562,38 @@ def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate 
     )
 
 
-def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: str | None = None) -> None:
-    """Save a figure for the report (PNG and PDF) and show it below the notebook cell, at the size and in the colours of a screen.
+@styled
+def explored(picture: NDArray[np.uint8], weights: Tensor, chosen: Tensor, *, label: str, caption: str) -> Figure:
+    """What the explorer shows, as one figure: the picture (H, W, 3), the sorted channel weights (C,), and the caption under them."""
+    height, width = picture.shape[:2]
+    fig = Figure(figsize=(width / 96 + 3.2, height / 96 + 0.45), layout="constrained")
+    left, right = fig.subplots(1, 2, width_ratios=(width / 96, 3.2))
+    left.imshow(picture, interpolation="nearest")
+    left.set_axis_off()
+    sorted_gates(right, weights, chosen, label=label)
+    fig.supxlabel(caption, fontsize=7)
+    return fig
 
-    Shown are 256 colours of the figure's own, which nobody sees and which keeps a notebook of many pictures small.
+
+def screen(fig: Figure) -> bytes:
+    """A figure as PNG bytes, at the size and in the colours of a screen.
+
+    It has 256 colours of its own, which nobody sees and which keeps a notebook of many pictures small.
     """
-    from io import BytesIO
+    large = BytesIO()
+    fig.savefig(large, format="png", dpi=192, bbox_inches="tight", metadata={"Software": None})
+    with Picture.open(large) as drawn:
+        small = drawn.convert("RGB").resize((drawn.width // 2, drawn.height // 2), Picture.Resampling.LANCZOS)
+    shown = BytesIO()
+    small.quantize(256, dither=Picture.Dither.NONE).save(shown, "PNG", optimize=True)
+    return shown.getvalue()
 
+
+def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: str | None = None) -> None:
+    """Save a figure for the report (PNG and PDF) and show it below the notebook cell."""
     from IPython.display import Image, display
-    from PIL import Image as Picture
 
     from selib.results import save_figure
 
-    path = save_figure(fig, name, out, profile=profile)
-    width = int(fig.get_size_inches()[0] * 96)
-    with Picture.open(path) as saved:
-        screen = saved.convert("RGB").resize(
-            (width, round(width * saved.height / saved.width)), Picture.Resampling.LANCZOS
-        )
-    shown = BytesIO()
-    screen.quantize(256, dither=Picture.Dither.NONE).save(shown, "PNG", optimize=True)
-    display(Image(data=shown.getvalue(), width=width))  # type: ignore[no-untyped-call]
+    save_figure(fig, name, out, profile=profile)
+    display(Image(data=screen(fig)))  # type: ignore[no-untyped-call]

@@ -1,12 +1,14 @@
 """Turn the results of a run into a Markdown page and a self-contained HTML page, and fill the tables of the README.
 
-A notebook decides what its section holds, through three entries of `metrics` in its results file:
+A notebook decides what its section holds, through these entries of `metrics` in its results file:
 
 - `findings`: sentences;
 - `tables`: `{name: {"caption": str, "columns": [str], "rows": [[cell]], "notes": [str]}}`, notes optional; a cell is a
   number, a string, None, or `[mean, low, high]`, shown as `0.411 [0.402, 0.421]`; `"synthetic": True` marks a table made on
   a twin in a notebook that also used photographs;
 - `figures`: `{name: caption}`, each saved with `selib.results.save_figure`.
+
+A benchmark, which is no notebook, gives its section a `title` as well.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ def _results(folder: Path) -> list[dict[str, Any]]:
 
 def _page(folder: Path, found: list[dict[str, Any]]) -> str:
     profiles = ", ".join(sorted({result["profile"] for result in found}))
-    titles = {result["notebook"]: _title(folder, result["notebook"]) for result in found}
+    titles = {r["notebook"]: r["metrics"].get("title") or _title(folder, r["notebook"]) for r in found}
     parts = [
         f"# What did the network look at? Results of the {profiles} profile",
         "Squeeze-and-excitation explanations (Roxo, Costa, Inácio and Proença, arXiv:2412.05134), reproduced and tested\n"

@@ -32,6 +32,7 @@ PATTERN = "[0-9][0-9]_*.ipynb"
 GIVEN = ("profile", "data_root", "results_dir")  # parameters that the runner sets
 BEAT = 15.0  # seconds between progress lines when the output is not a terminal
 UNITS = {"s": 1, "min": 60, "h": 3600}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,29 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = [output for output in cell.outputs if not _is_volatile(output)]
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
+    _still(notebook)
     nbformat.validate(notebook)
     return notebook
+
+
+def _still(notebook: NotebookNode) -> None:
+    """Leave out, in place, what is nothing on a page: progress bars, warnings, and widgets, but for the still picture they bring."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_volatile(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
 
 
 def _is_volatile(output: NotebookNode) -> bool:
     """Progress bars and warnings on stderr, and widgets, which are nothing without their state."""
     if output.output_type == "stream":
         return bool(output.name == "stderr")
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    data = output.get("data", {})
+    return WIDGET in data and "image/png" not in data
 
 
 def _shown(cell: NotebookNode) -> str:
@@ -380,7 +391,8 @@ def _worker() -> None:
         results.write_text(target, nbformat.writes(notebook) + "\n")
         from nbconvert.exporters import HTMLExporter
 
-        page, _ = HTMLExporter().from_filename(str(target))
+        _still(notebook)
+        page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": target.stem}})
         results.write_text(target.with_suffix(".html"), page)
     tell(error=error)
 

@@ -29,9 +29,15 @@ def over_runs(runs: Sequence[Scores], explainer: str, metric: str) -> NDArray[np
 
 
 def score_table(
-    runs: Sequence[Scores], caption: str, *, notes: Sequence[str] = (), resamples: int = 2000, synthetic: bool = False
+    runs: Sequence[Scores],
+    caption: str,
+    *,
+    notes: Sequence[str] = (),
+    resamples: int = 2000,
+    synthetic: bool = False,
+    unit: str = "images",
 ) -> dict[str, Any]:
-    """Explainers × metrics: means with the 95 % interval over images, each image averaged over the training runs.
+    """Explainers × metrics: means with the 95 % interval over images, or what ``unit`` says, each averaged over the training runs.
 
     Every run must have scored the same images.
     """
@@ -47,7 +53,7 @@ def score_table(
         "caption": caption,
         "columns": ["map", *(heading(metric) for metric in metrics)],
         "rows": rows,
-        "notes": [f"Images: {images}.", *_fewer(runs, counts), *notes],
+        "notes": [f"{unit.capitalize()}: {images}.", *_fewer(runs, counts), *notes],
     }
     return spec | ({"synthetic": True} if synthetic else {})
 

@@ -1,217 +1,394 @@
-"""Widgets for JupyterLab: a channel picker for images, and a player for clips of people who may be speaking.
+"""The explorer for JupyterLab: look at images or clips, turn the knobs of an explanation, and see what each of them changes.
 
-``Image`` + ``observe`` and no ``Output`` widget: the callbacks fire in plain Python as well, so they run headless and in tests. The
-network before the gates is never run again.
+``Image`` and ``HTML`` with ``observe``, and no ``Output`` widget: the callbacks fire in plain Python as well, so they run headless and in
+tests. The network before the gates is never run again, and JupyterLab sends the last of a burst of slider moves when the one before it
+is drawn, so no stale picture queues up.
 """
 
 from __future__ import annotations
 
 import html
+import re
 import wave as wav
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-import cv2
 import ipywidgets
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import plot
-from selib.attach import bare, to_device
-from selib.clips import Film, Picture, probability
-from selib.explanation import METHODS, Explanation, Streams, explain
-from selib.select import NormalQuantile, Select, Threshold, TopFraction
+from selib import plot, views
+from selib.data import ImageSet, SpeakerSet, normalize
+from selib.explanation import METHODS, Explanation, Method
+from selib.results import replacing
+from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
+from selib.views import Clip, ClipSubject, ImageSubject, Look, Prepare, Subject, encoded
 
-HEIGHT = 224  # in pixels, at which images are shown
-RULES = ("top share", "paper's rule", "weight above share")
+RULES = ("top share", "k channels", "weight above", "paper's rule", "picked by hand")
+COLORMAPS = (
+    "inferno",
+    "viridis",
+    "cividis",
+    "magma",
+    "gray",
+)  # all of them readable with every colour vision deficiency
+STRIP = 8  # channels whose maps are shown
+MOST = 200  # images or clips that one explorer holds
+KEPT = 1000  # logits under a selection
 
 
-def rule_of(name: str, share: float) -> Select:
-    """A selection rule by its name in the menu; ``share`` is the slider's value in (0, 1]."""
-    rules: dict[str, Select] = {RULES[0]: TopFraction(share), RULES[1]: NormalQuantile(), RULES[2]: Threshold(share)}
-    return rules[name]
-
-
-@plot.styled
-def draw(
-    ex: Explanation,
-    images: Tensor,
-    classes: Sequence[str],
-    sample: int,
-    method: Any,
-    target: int,
-    share: float,
+def explorer(
+    model: nn.Module,
+    data: ImageSet | SpeakerSet | Tensor | Mapping[str, Clip],
     *,
-    rule: str = RULES[0],
-    opacity: float = 0.55,
+    classes: Sequence[str] | None = None,
+    prepare: Prepare = normalize,
     multilabel: bool = False,
-) -> Figure:
-    """The picker's view: the image, the heatmap of the selected channels, the sorted channel weights and the prediction.
+    modalities: Sequence[str] | None = None,
+    fps: float = 25.0,
+    seed: int | None = None,
+) -> Explorer:
+    """Look at what a model looks at, image by image or clip by clip.
 
     Args:
-        images: uint8 (B, 3, H, W), as explained.
-        target: class index.
-        share: of the rule, in (0, 1]: the top share of channels that take part, or the weight that they must exceed.
-        rule: one of ``RULES``.
-        opacity: of the heatmap over the image, in [0, 1].
-        multilabel: every output is a yes or no of its own (sigmoid), and not one class of many (softmax).
-    """
-    select = rule_of(rule, share)
-    weights = ex.channel_weights(method, target)[sample]
-    chosen = ex.selected(method, target, select)[sample]
-    size = HEIGHT, round(HEIGHT * images.shape[3] / images.shape[2])
-    heatmap = ex.heatmap(method, target, select=select, size=size)[sample]
-    image = torch.nn.functional.interpolate(images[sample : sample + 1].float(), size, mode="nearest")[0].to(
-        torch.uint8
-    )
-    logits = torch.stack([ex.logits[sample], ex.with_gates(lambda s: s * chosen)[sample]])
-    before, after = logits.sigmoid() if multilabel else logits.softmax(1)
-    fig, axes = plot.figure(9, 2.6, 1, 3)
-    axes[0][0].imshow(image.permute(1, 2, 0).numpy())
-    axes[0][0].set_title(
-        f"says yes to {int((before > 0.5).sum())} of {len(classes)}"
-        if multilabel
-        else f"predicted: {classes[int(before.argmax())]} ({float(before.max()):.0%})"
-    )
-    axes[0][1].imshow(plot.overlay(image, heatmap, opacity=opacity))
-    axes[0][1].set_title(
-        f"{classes[target]}: {float(before[target]):.0%} → {float(after[target]):.0%} with these channels only"
-    )
-    for ax in axes[0][:2]:
-        ax.set_axis_off()
-    plot.sorted_gates(axes[0][2], weights, chosen, label="influence (logit)" if method == "influence" else "gate s")
-    return fig
-
-
-def png(fig: Figure) -> bytes:
-    """The figure as PNG bytes."""
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=96, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def channel_picker(
-    ex: Explanation, images: Tensor, classes: Sequence[str], *, multilabel: bool = False
-) -> ipywidgets.VBox:
-    """Sliders and menus over an explanation of a few images: image, class, method, selection of channels, opacity.
+        model: with an SE block (``selib.attach_se``) or one of its own; for clips, with blocks on visual streams and one on the fused
+            streams, called "fusion".
+        data: a set of images or of clips, a ``subset`` of it; or images uint8 (N, 3, H, W); or {name: clip}, see :data:`selib.views.Clip`.
+        classes: the names of the outputs, where the set does not know them.
+        prepare: what turns images uint8 (B, 3, H, W) into what the model takes; for images in a tensor.
+        multilabel: every output is a yes or no of its own; a set knows it.
+        modalities: the segments of the fused channels in order; ``model.modalities`` by default.
+        fps: frames a second of the clips; a set knows it.
+        seed: the network's, for the caption of a saved picture.
 
     Raises:
-        ValueError: if images and explanation differ in number, or the class names do not match the logits.
+        ValueError: no images or clips, more than 200, or what does not fit the model.
     """
-    if len(images) != len(ex.logits) or len(classes) != ex.logits.shape[1]:
+    if not len(data):
+        raise ValueError("there is nothing to look at: data is empty")
+    if len(data) > MOST:
         raise ValueError(
-            f"{len(images)} images and {len(classes)} class names do not fit an explanation of {len(ex.logits)} samples and "
-            f"{ex.logits.shape[1]} classes"
+            f"data holds {len(data)} images or clips: choose up to {MOST}, for example data.subset(range(12))"
         )
-    wide = {"style": {"description_width": "110px"}, "layout": ipywidgets.Layout(width="420px")}
-    sample = ipywidgets.IntSlider(0, 0, len(images) - 1, description="image", **wide)
-    method = ipywidgets.Dropdown(options=METHODS, value="influence", description="method", **wide)
-    options = [(name, index) for index, name in enumerate(classes)]
-    target = ipywidgets.Dropdown(options=options, value=int(ex.predicted[0]), description="class", **wide)
-    share = ipywidgets.FloatSlider(
-        0.10, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top channels", **wide
-    )
-    rule = ipywidgets.Dropdown(options=RULES, value=RULES[0], description="selection", **wide)
-    opacity = ipywidgets.FloatSlider(0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide)
-    view = ipywidgets.Image(format="png")
-
-    def redraw(_: Any = None) -> None:
-        knobs = (sample.value, method.value, target.value, share.value)
-        looks = {"rule": rule.value, "opacity": opacity.value, "multilabel": multilabel}
-        view.value = png(draw(ex, images, classes, *knobs, **looks))
-
-    def follow_prediction(change: Any) -> None:
-        predicted = int(ex.predicted[change["new"]])
-        if target.value == predicted:
-            redraw()
-        else:
-            target.value = predicted  # which redraws
-
-    sample.observe(follow_prediction, "value")
-    for control in (method, target, share, rule, opacity):
-        control.observe(redraw, "value")
-    redraw()
-    rows = ((sample, target), (method, share), (rule, opacity))
-    return ipywidgets.VBox([*(ipywidgets.HBox(list(row)) for row in rows), view])
-
-
-# ---- clips ---------------------------------------------------------------------------------------------------------------
-
-Clip = tuple[Mapping[str, Tensor], Tensor | None, NDArray[np.int16] | None]
-"""Inputs of one clip with B = 1, its labels (1, T), and its sound track int16 (N,); ``None`` where there is none."""
+    subjects: list[Subject] = []
+    origin = data.name + " (synthetic)" * data.synthetic if isinstance(data, ImageSet | SpeakerSet) else ""
+    if isinstance(data, ImageSet | Tensor):
+        known = isinstance(data, ImageSet)
+        images = data.images if isinstance(data, ImageSet) else data
+        names = classes or (data.classes if isinstance(data, ImageSet) else None)
+        if names is None:
+            raise ValueError("pass classes=, the names of the model's outputs")
+        for i, image in enumerate(images):
+            spelled = f"data.batch([{i}])" if known else f"prepare(data[{i}:{i + 1}])"
+            inputs = data.batch([i]) if isinstance(data, ImageSet) else prepare(images[i : i + 1])
+            many = data.multilabel if isinstance(data, ImageSet) else multilabel
+            truth = "" if many or not isinstance(data, ImageSet) else f", {names[int(data.targets[i])]}"
+            subjects.append(
+                ImageSubject(model, image, inputs, f"image {i}{truth}", names, multilabel=many, spelled=spelled)
+            )
+    else:
+        segments = views.modalities_of(model, modalities)
+        outputs = list(classes or ("speaking",))
+        found: Mapping[str, tuple[Clip, str]] = (
+            {
+                f"clip {i}, {info.condition or info.entity}": ((*data.clip(i), data.wave(i)), f"data.clip({i})[0]")
+                for i, info in enumerate(data.clips)
+            }
+            if isinstance(data, SpeakerSet)
+            else {name: (clip, f'data["{name}"][0]') for name, clip in data.items()}
+        )
+        rate = data.clips[0].fps if isinstance(data, SpeakerSet) else fps
+        subjects += [
+            ClipSubject(model, clip, name, segments, outputs, fps=rate, spelled=spelled)
+            for name, (clip, spelled) in found.items()
+        ]
+    described = [origin, type(model).__name__] + [f"seed {seed}"] * (seed is not None)
+    return Explorer(subjects, ", ".join(part for part in described if part))
 
 
-KEPT = 32  # heatmaps of a clip, of about a megabyte each
+class Explorer(ipywidgets.VBox):  # type: ignore[misc]
+    """The widget of :func:`explorer`. ``knobs`` are its controls by name, ``view`` the picture.
 
-
-class Seen:
-    """One clip with everything that is known of it, each part computed when it is first asked for, and kept.
-
-    Args:
-        model: a detector with SE blocks for its visual streams and one on the fused streams, called "fusion".
-        modalities: the names of the equal segments of the fused channels.
-        target: the logit that stands for speaking.
+    In a page without widgets (an export, a site that renders notebooks) a still picture of the last state stands in its place.
     """
 
-    def __init__(self, model: nn.Module, clip: Clip, modalities: Sequence[str], target: int) -> None:
-        self.inputs, self.labels, self.wave = clip
-        self.frames = {name: plot.pixels(x[0]) for name, x in self.inputs.items() if x.ndim == 4}
-        self._model, self._modalities, self._target = model, modalities, target
-        self._maps: dict[tuple[str, str, float], NDArray[np.uint8]] = {}
-        self._scores: dict[frozenset[str], NDArray[Any]] = {}
+    def __init__(self, subjects: Sequence[Subject], origin: str = "") -> None:
+        self._subjects, self._origin, self._quiet = subjects, origin, False
+        first = subjects[0]
+        clips = isinstance(first, ClipSubject)
+        wide = {"style": {"description_width": "86px"}, "layout": ipywidgets.Layout(width="330px")}
+        slider = {**wide, "continuous_update": True}
+        self.knobs: dict[str, Any] = {
+            "item": ipywidgets.Dropdown(options=[(s.name, i) for i, s in enumerate(subjects)], description="clip" if clips else "image", **wide),
+            "previous": ipywidgets.Button(description="previous", icon="arrow-left", layout=ipywidgets.Layout(width="100px")),
+            "next": ipywidgets.Button(description="next", icon="arrow-right", layout=ipywidgets.Layout(width="100px")),
+            "target": ipywidgets.Dropdown(description="target", **wide),
+            "stream": ipywidgets.Dropdown(options=first.streams, description="stream", **wide),
+            "method": ipywidgets.Dropdown(options=METHODS, value="influence", description="method", **wide),
+            "rule": ipywidgets.Dropdown(options=RULES, value=RULES[0], description="channels", **wide),
+            "share": ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **slider),
+            "k": ipywidgets.IntSlider(10, 1, 10, description="k", **slider),
+            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="weight above", **slider),
+            "compare": ipywidgets.Dropdown(options=(views.NOTHING, *first.rivals), description="compare", **wide),
+            "colours": ipywidgets.Dropdown(options=COLORMAPS, description="colours", **wide),
+            "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **slider),
+            "smooth": ipywidgets.Checkbox(True, description="smooth", indent=False, layout=ipywidgets.Layout(width="90px")),
+            "frame": ipywidgets.IntSlider(0, 0, first.frames - 1, description="frame", **slider),
+            "play": ipywidgets.Play(min=0, max=first.frames - 1, interval=round(1000 / first.fps) if isinstance(first, ClipSubject) else 40),
+            "save": ipywidgets.Button(description="save PNG", icon="download", layout=ipywidgets.Layout(width="110px")),
+        }  # fmt: skip
+        modalities = first.modalities if isinstance(first, ClipSubject) else ()
+        self.switches = {name: ipywidgets.ToggleButton(True, description=name, icon="check", layout=ipywidgets.Layout(width="90px")) for name in modalities}  # fmt: skip
+        self.view, self.thumbnails = ipywidgets.Image(format="png"), ipywidgets.Image(format="png")
+        self.gates, self.answers, self.lines, self.saved = (ipywidgets.HTML() for _ in range(4))
+        self.sound = ipywidgets.Audio(value=b"", format="wav", autoplay=False, loop=False)
+        self.maps = [ipywidgets.Image(format="png", layout=ipywidgets.Layout(height="64px")) for _ in range(STRIP)]
+        self.picks = [
+            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="84px")) for _ in range(STRIP)
+        ]
+        self._strip: list[int] = []  # the channels of the strip
+        self._chosen: set[int] = set()  # picked by hand
+        self._effects: dict[tuple[int, str, bytes], Tensor] = {}
+        if clips:  # in the browser: the kernel hears of the slider alone
+            ipywidgets.jslink((self.knobs["play"], "value"), (self.knobs["frame"], "value"))
+        self._observe()
+        super().__init__(self._rows(clips))
+        self._show_item()
 
-    @cached_property
-    def explained(self) -> Streams:
-        """The explanation, one forward pass."""
-        found = explain(self._model, to_device(dict(self.inputs), next(self._model.parameters()).device))
-        if not isinstance(found, Streams) or "fusion" not in found.streams:
-            raise ValueError(
-                'the player switches modalities at an SE block called "fusion": attach_se(…, at={"face": …, "fusion": …})'
-            )
-        channels = found.streams["fusion"].gates.shape[1]
-        if channels % len(self._modalities):
-            raise ValueError(f"{channels} fused channels are no {len(self._modalities)} equal segments: {', '.join(self._modalities)}")  # fmt: skip
-        return found
+    def _rows(self, clips: bool) -> list[Any]:
+        knob, across = self.knobs, ipywidgets.HBox
+        moving = [across([ipywidgets.Label("modalities", layout=ipywidgets.Layout(width="86px")), *self.switches.values()]), across([knob["play"], knob["frame"]])]  # fmt: skip
+        strip = across([ipywidgets.VBox([image, pick]) for image, pick in zip(self.maps, self.picks, strict=True)])
+        return [
+            across([knob["item"], knob["previous"], knob["next"]]),
+            self.thumbnails,
+            across([knob["target"], knob["method"]]),
+            across([knob["rule"], knob["share"], knob["k"], knob["threshold"]]),
+            across([knob["compare"], *([knob["stream"]] if clips else [])]),
+            across([knob["colours"], knob["opacity"], knob["smooth"]]),
+            *(moving if clips else []),
+            self.view,
+            *([self.sound] if clips else []),
+            across([self.gates, self.answers]),
+            strip,
+            across([knob["save"], self.lines]),
+            self.saved,
+        ]
 
-    def scores(self, off: frozenset[str] = frozenset()) -> NDArray[Any]:
-        """Probability of speaking (T,) with the gates of some modalities at zero."""
-        if off not in self._scores:
-            fusion = self.explained.streams["fusion"]
-            logits = fusion.logits
-            if off:
-                keep = torch.tensor([float(name not in off) for name in self._modalities], device=fusion.gates.device)
-                keep = keep.repeat_interleave(fusion.gates.shape[1] // len(keep))
-                logits = fusion.with_gates(lambda s: s * keep)
-            self._scores[off] = probability(logits[0], self._target)
-        return self._scores[off]
+    def _observe(self) -> None:
+        knob = self.knobs
+        knob["item"].observe(lambda _: self._show_item(), "value")
+        knob["previous"].on_click(lambda _: self._step(-1))
+        knob["next"].on_click(lambda _: self._step(+1))
+        knob["save"].on_click(lambda _: self.save())
+        for title in ("target", "stream", "method"):
+            knob[title].observe(lambda _: self._show_channels(), "value")
+        for name in ("rule", "share", "k", "threshold", "compare", "colours", "opacity", "smooth", "frame"):
+            knob[name].observe(lambda _: self.redraw(), "value")
+        for switch in self.switches.values():
+            switch.observe(lambda _: self.redraw(), "value")
+        for place, pick in enumerate(self.picks):
+            pick.observe(lambda change, place=place: self._pick(place, change["new"]), "value")
 
-    def map(self, stream: str, method: Any, share: float) -> NDArray[np.uint8]:
-        """A stream's heatmaps (T, H, W) from its top share of channels, 0 to 255."""
-        key = stream, str(method), share
-        if key not in self._maps:
-            ex = self.explained.streams[stream]
-            found = ex.heatmap(method, self._target, select=TopFraction(share))[0]
-            if len(self._maps) >= KEPT:
-                self._maps.pop(next(iter(self._maps)))  # the oldest
-            self._maps[key] = plot.pixels(found)
-        return self._maps[key]
+    @contextmanager
+    def _silently(self) -> Iterator[None]:
+        """Set knobs without a redraw for each of them."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
 
-    def film(self, streams: Sequence[str], method: Any, share: float, off: frozenset[str], fps: float) -> Film:
-        """The clip with maps on some streams: the score with everything, and beside it that without what is off."""
-        scores = {"all": self.scores()} | ({f"without {', '.join(sorted(off))}": self.scores(off)} if off else {})
-        maps = {name: self.map(name, method, share) for name in streams if name not in off}
-        labels = None if self.labels is None else self.labels[0].cpu()
-        return Film(self.frames, maps, scores=scores, labels=labels, wave=self.wave, off=off, fps=fps)
+    # ---- what is shown ---------------------------------------------------------------------------------------------------
 
+    @property
+    def subject(self) -> Subject:
+        """The image or clip that is shown."""
+        return self._subjects[self.knobs["item"].value]
 
-def encoded(picture: Picture) -> bytes:
-    """A picture as PNG bytes, quickly rather than small."""
-    return cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    @property
+    def rule(self) -> Select:
+        """The selection that is set."""
+        knob = self.knobs
+        rules: dict[str, Select] = {
+            RULES[0]: TopFraction(knob["share"].value),
+            RULES[1]: TopK(knob["k"].value),
+            RULES[2]: Threshold(knob["threshold"].value),
+            RULES[3]: NormalQuantile(),
+            RULES[4]: Channels(tuple(sorted(self._chosen))),
+        }
+        return rules[knob["rule"].value]
+
+    def _step(self, by: int) -> None:
+        item = self.knobs["item"]
+        item.value = (item.value + by) % len(self._subjects)
+
+    def _show_item(self) -> None:
+        if self._quiet:
+            return
+        knob, subject = self.knobs, self.subject
+        with self._silently():
+            knob["frame"].value = min(knob["frame"].value, subject.frames - 1)
+            knob["frame"].max = knob["play"].max = subject.frames - 1
+            logits = views.at(subject.explanation(subject.streams[0]).logits, knob["frame"].value)
+            order = logits.argsort(descending=True).tolist()
+            knob["target"].options = [(f"{subject.outputs[k]}  ({float(logits[k]):.2f})", k) for k in order]
+            knob["target"].value = order[0]
+            if isinstance(subject, ClipSubject):
+                self.sound.value = b"" if subject.wave is None else wav_bytes(subject.wave)
+                self.sound.layout.display = "none" if subject.wave is None else ""
+        small = [np.asarray(views.enlarged(s.thumbnail, 48), np.uint8) for s in self._subjects[:16]]
+        here = knob["item"].value
+        if here < len(small):
+            small[here] = small[here].copy()
+            small[here][:3] = small[here][-3:] = small[here][:, :3] = small[here][:, -3:] = (213, 94, 0)
+        self.thumbnails.value = encoded(np.concatenate(small, 1))
+        self._show_channels()
+
+    def _show_channels(self) -> None:
+        """Another item, target, stream or method: other weights, so other limits of the sliders."""
+        if self._quiet:
+            return
+        with self._silently():
+            weights = self._weights()
+            self.knobs["k"].max = len(weights)
+            low, high = float(weights.min()), float(weights.max())
+            slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
+            slider.min, slider.max = min(slider.min, low), max(slider.max, high + step)  # never crossed on the way
+            slider.step, slider.readout_format = step, ".3g"
+            slider.value = min(max(slider.value, low), high)
+            slider.min, slider.max = low, high + step
+        self.redraw()
+
+    def _weights(self) -> Tensor:
+        knob = self.knobs
+        ex = self.subject.explanation(self._stream)
+        return views.weights_at(ex, cast(Method, knob["method"].value), knob["target"].value, knob["frame"].value)
+
+    @property
+    def _stream(self) -> str:
+        chosen = self.knobs["stream"].value
+        return str(chosen) if chosen in self.subject.streams else self.subject.streams[0]
+
+    def _pick(self, place: int, on: bool) -> None:
+        if self._quiet or place >= len(self._strip):
+            return
+        if self.knobs["rule"].value != RULES[4]:  # what is selected now, but for this channel
+            self._chosen = set(self.rule.mask(self._weights()[None])[0].nonzero().flatten().tolist())
+        self._chosen = self._chosen | {self._strip[place]} if on else self._chosen - {self._strip[place]}
+        with self._silently():
+            self.knobs["rule"].value = RULES[4]
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw everything anew from what is known: picture, SE vector, answers, maps of the first channels."""
+        if self._quiet:
+            return
+        knob, subject, stream = self.knobs, self.subject, self._stream
+        method, target, t = cast(Method, knob["method"].value), knob["target"].value, knob["frame"].value
+        ex, weights = subject.explanation(stream), self._weights()
+        rule = self.rule
+        chosen = rule.mask(weights[None])[0]
+        for name, title in (("share", RULES[0]), ("k", RULES[1]), ("threshold", RULES[2])):
+            knob[name].layout.display = "" if knob["rule"].value == title else "none"
+        for switch in self.switches.values():
+            switch.icon = "check" if switch.value else "times"
+        self.view.value = encoded(self._picture())
+        self.gates.value = views.gates_drawing(
+            weights, chosen, "influence (logit)" if method == "influence" else "gate s"
+        )
+        before, after = views.at(ex.logits, t), views.at(self._alone(ex, stream, chosen), t)
+        self.answers.value = views.answers_drawing(
+            subject.outputs, before, after, target, multilabel=subject.multilabel
+        )
+        self._strip = weights.argsort(descending=True, stable=True)[:STRIP].tolist()
+        with self._silently():
+            pictures = views.channel_maps(ex, self._strip, t, self._look)
+            for place, (image, pick) in enumerate(zip(self.maps, self.picks, strict=True)):
+                there = place < len(self._strip)
+                image.layout.display = pick.layout.display = "" if there else "none"
+                if there:
+                    channel = self._strip[place]
+                    image.value = encoded(pictures[place])
+                    pick.description = f"#{channel}  {float(weights[channel]):.2f}"
+                    pick.value = bool(chosen[channel])
+        code = subject.code(stream, method, target, rule)
+        self.lines.value = (
+            f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{html.escape(code)}" '
+            f'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
+            f'<pre style="display:inline-block;margin:0 8px;color:{views.INK}">{html.escape(code)}</pre>'
+        )
+
+    def _alone(self, ex: Explanation, stream: str, chosen: Tensor) -> Tensor:
+        """The logits with the chosen channels only, kept for the next frame or the way back."""
+        key = self.knobs["item"].value, stream, chosen.numpy().tobytes()
+        if key not in self._effects:
+            if len(self._effects) >= KEPT:
+                self._effects.pop(next(iter(self._effects)))  # the oldest
+            keep = chosen.to(ex.gates)
+            self._effects[key] = ex.with_gates(lambda s: s * keep)
+        return self._effects[key]
+
+    @property
+    def _look(self) -> Look:
+        knob = self.knobs
+        return Look(knob["colours"].value, knob["opacity"].value, knob["smooth"].value)
+
+    def _picture(self) -> NDArray[np.uint8]:
+        knob, subject = self.knobs, self.subject
+        # Channels picked by hand are those of one stream; the others keep all of theirs.
+        picked = knob["rule"].value == RULES[4]
+        rules = {s: TopFraction(1.0) if picked and s != self._stream else self.rule for s in subject.streams}
+        off = frozenset(name for name, switch in self.switches.items() if not switch.value)
+        return subject.picture(
+            knob["method"].value,
+            knob["target"].value,
+            rules,
+            knob["frame"].value,
+            self._look,
+            knob["compare"].value,
+            off,
+        )
+
+    # ---- what remains of it ----------------------------------------------------------------------------------------------
+
+    @property
+    def caption(self) -> str:
+        """Data, model, item, method, target, channels and seed of what is shown."""
+        knob, subject = self.knobs, self.subject
+        at = f", frame {knob['frame'].value}" if subject.frames > 1 else ""
+        chosen = views.says(self.rule).removeprefix("selib.")
+        what = (
+            f"{subject.name}{at}; {knob['method'].value} for {subject.outputs[knob['target'].value]}, channels {chosen}"
+        )
+        return f"{self._origin}: {what}" if self._origin else what
+
+    def still(self) -> bytes:
+        """What is shown as one picture with its caption, for pages without widgets: PNG."""
+        weights = self._weights()
+        chosen = self.rule.mask(weights[None])[0]
+        label = "influence (logit)" if self.knobs["method"].value == "influence" else "gate s"
+        return plot.screen(plot.explored(self._picture(), weights, chosen, label=label, caption=self.caption))
+
+    def save(self, folder: str | Path = ".") -> Path:
+        """Write the still picture into a folder, named after what it shows; returns the file."""
+        knob = self.knobs
+        words = f"explorer {self.subject.name} {knob['method'].value} {self.subject.outputs[knob['target'].value]}"
+        path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', words).strip('-')}.png"
+        with replacing(path) as part:
+            part.write_bytes(self.still())
+        self.saved.value = f"<span style='color:{views.INK}'>saved {html.escape(str(path.resolve()))}</span>"
+        return path
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        import base64
+
+        bundle = super()._repr_mimebundle_(**options)
+        return {**bundle, "image/png": base64.b64encode(self.still()).decode()}
 
 
 def wav_bytes(wave: NDArray[np.int16], rate: int = 16000) -> bytes:
@@ -223,85 +400,3 @@ def wav_bytes(wave: NDArray[np.int16], rate: int = 16000) -> bytes:
         file.setframerate(rate)
         file.writeframes(wave.astype("<i2").tobytes())
     return buffer.getvalue()
-
-
-def clip_player(
-    model: nn.Module,
-    clips: Mapping[str, Clip],
-    *,
-    target: int = 0,
-    modalities: Sequence[str] | None = None,
-    fps: float = 25.0,
-) -> ipywidgets.VBox:
-    """Play clips and see what a detector goes by: a time slider, switches for the modalities, and which heatmap is shown.
-
-    Switching a modality off sets its gates at the fusion to zero. The score with everything stays as a solid line, the score without is
-    dashed. Maps and scores are computed when they are first shown and kept, so moving through time only draws.
-
-    Args:
-        model: with SE blocks on its visual streams, and one called "fusion" on the fused ones.
-        clips: {name in the menu: (inputs, labels, sound)}, see :data:`Clip`.
-        target: the logit that stands for speaking.
-        modalities: the segments of the fused channels in order; ``model.modalities`` by default.
-
-    Raises:
-        ValueError: no clips, no block "fusion", no block on any stream of pictures, or unknown modalities.
-    """
-    names = tuple(getattr(bare(model), "modalities", ()) if modalities is None else modalities)
-    if not clips or not names:
-        raise ValueError("no clips to play" if not clips else "pass modalities=, the segments of the fused channels")
-    seen = {name: Seen(model, clip, names, target) for name, clip in clips.items()}
-    first = next(iter(seen.values()))
-    visual = [name for name in first.frames if name in first.explained.streams]
-    if not visual:
-        raise ValueError(f"no SE block on a stream of pictures: {', '.join(first.frames)} have none")
-
-    wide = {"style": {"description_width": "80px"}, "layout": ipywidgets.Layout(width="330px")}
-    chosen = ipywidgets.Dropdown(options=list(clips), description="clip", **wide)
-    shown = [(" and ".join(visual), tuple(visual))] * (len(visual) > 1) + [(name, (name,)) for name in visual]
-    stream = ipywidgets.Dropdown(options=shown, description="map on", **wide)
-    method = ipywidgets.Dropdown(options=METHODS, value="influence", description="method", **wide)
-    share = ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top channels", continuous_update=False, **wide)  # fmt: skip
-    switches = {name: ipywidgets.ToggleButton(True, description=name, icon="check", layout=ipywidgets.Layout(width="90px")) for name in names}  # fmt: skip
-    time = ipywidgets.IntSlider(0, 0, _last(first), description="frame", **wide)
-    play = ipywidgets.Play(min=0, max=_last(first), interval=round(1000 / fps))
-    ipywidgets.jslink((play, "value"), (time, "value"))  # in the browser: the kernel hears of the slider alone
-    sound = ipywidgets.Audio(value=b"", format="wav", autoplay=False, loop=False)
-    view, said = ipywidgets.Image(format="png"), ipywidgets.HTML()
-    film: Film | None = None
-
-    def redraw(_: Any = None) -> None:
-        if film is not None:
-            t = min(time.value, len(film) - 1)
-            view.value = encoded(film[t])
-            lines = (f"{name} {line[t]:.2f}" for name, line in film.scores.items())
-            said.value = html.escape(f"{t / fps:.2f} s: probability of speaking " + ", ".join(lines))
-
-    def prepare(_: Any = None) -> None:
-        nonlocal film
-        off = frozenset(name for name, switch in switches.items() if not switch.value)
-        for switch in switches.values():
-            switch.icon = "check" if switch.value else "times"
-        film = seen[chosen.value].film(stream.value, method.value, share.value, off, fps)
-        redraw()
-
-    def another(_: Any = None) -> None:
-        clip = seen[chosen.value]
-        play.max = _last(clip)
-        sound.value = b"" if clip.wave is None else wav_bytes(clip.wave)
-        sound.layout.display = "none" if clip.wave is None else ""
-        prepare()
-        time.max = _last(clip)  # a shorter clip moves the slider back, which redraws
-
-    time.observe(redraw, "value")
-    chosen.observe(another, "value")
-    for control in (stream, method, share, *switches.values()):
-        control.observe(prepare, "value")
-    another()
-    label = ipywidgets.Label("modalities", layout=ipywidgets.Layout(width="80px"))
-    rows = [[chosen, stream], [method, share], [label, *switches.values()], [play, time]]
-    return ipywidgets.VBox([*(ipywidgets.HBox(row) for row in rows), view, said, sound])
-
-
-def _last(clip: Seen) -> int:
-    return len(next(iter(clip.frames.values()))) - 1

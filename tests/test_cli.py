@@ -153,12 +153,10 @@ def test_readme_blocks_are_filled_from_committed_results_and_checked(tmp_path: P
         (["run", "-p", "lvl=1"], "00_good has no parameter 'lvl'"),
         (["run", "--jobs", "0"], "jobs is 0: give 1 or more"),
         (["data", "check", "cifra10"], "cifra10"),
-        (["explain", "x.png", "--checkpoint", "no.safetensors", "--out", "o"], "no.safetensors"),
-        (
-            ["explain", "x.mp4", "--checkpoint", "no.safetensors", "--out", "o"],
-            "x.mp4: videos are not supported yet, give images",
-        ),
-        (["explain", "a/x.png", "b/x.png", "--checkpoint", "c", "--out", "o"], "a/x.png: two images have this name"),
+        (["explain", "x.png", "--checkpoint", "no.safetensors", "--out", "o"], "x.png: no such file"),
+        (["explain", "x.mp4", "--checkpoint", "no.safetensors", "--out", "o"], "x.mp4: no such file"),
+        (["explain", "a/x.png", "b/x.png", "--checkpoint", "c", "--out", "o"], "a/x.png: two files have this name"),
+        (["explain", ".", "--checkpoint", "c", "--out", "o"], ". holds no images and no videos"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -288,7 +286,12 @@ def test_explain_writes_overlays_and_lines(
         str(out),
     ]
     assert main(arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["explanations.jsonl", "one.png", "two.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contact_sheet.png",
+        "explanations.jsonl",
+        "one.png",
+        "two.png",
+    ]
     assert Image.open(out / "one.png").size == (60, 40)
     lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["one.jpg", "two.png"]
@@ -335,15 +338,76 @@ def test_explain_says_every_yes_of_a_multilabel_checkpoint(
     assert f"{photographs[0]}: Young (0.953), Smiling (0.731)" in capsys.readouterr().out
 
 
-def test_explain_refuses_a_truncated_image_before_it_writes(
+def test_a_folder_is_explained_and_a_bad_file_is_skipped(
     tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Path(photographs[0]).read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    bad = [*photographs, str(tmp_path / "half.jpg")]
-    assert main(["explain", *bad, "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
-    assert "half.jpg is not a readable image" in error(capsys)
-    assert not (tmp_path / "out").exists()
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    for path in map(Path, photographs):
+        path.rename(folder / "deep" / path.name)
+    whole = (folder / "deep" / "one.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not a picture")
+    assert main(["explain", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "half.jpg is not a readable image" in said.err and "1 of the files could not be explained" in said.err
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["contact_sheet.png", "deep/one.png", "deep/two.png", "explanations.jsonl"]
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png").convert("RGB"))
+    assert sheet.std() > 20  # pictures are on it
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (folder / "half.jpg").rename(bad / "half.jpg")
+    assert main(["explain", str(bad), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_video_is_explained_frame_by_frame(tmp_path: Path, checkpoint: Path, sound: bool) -> None:
+    from selib import video
+
+    frames = np.random.default_rng(0).integers(0, 256, (6, 34, 47, 3), dtype=np.uint8)
+    wave = (3000 * np.sin(np.arange(16000) / 5)).astype(np.int16)
+    even = [frame[:, :46] for frame in frames]
+    video.write(tmp_path / "film.mp4", even, fps=10, audio=wave[:9600] if sound else None)
+    out = tmp_path / "out"
+    assert main(["explain", str(tmp_path / "film.mp4"), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert all(line["video"] == "film.mp4" and len(line["gates"]) == 16 for line in lines)
+    assert [frame.shape for _, frame in video.read_frames(out / "film.mp4")] == [(34, 46, 3)] * 6
+    if sound:
+        assert np.abs(video.read_audio(out / "film.mp4")).max() > 1000
+    assert (out / "contact_sheet.png").is_file()
+
+
+def test_a_checkpoint_without_a_block_has_influence_but_no_gates(
+    tmp_path: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = build("small_resnet", 3, widths=(8, 16, 16)).eval()
+    path = tmp_path / "bare.safetensors"
+    save_checkpoint(model, path, architecture="small_resnet", classes=["cat", "dog", "owl"], image_size=32, widths=(8, 16, 16))  # fmt: skip
+    arguments = ["explain", *photographs, "--checkpoint", str(path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--method", "gate"]) == 2
+    assert "has no SE block whose gates could be read" in error(capsys) and not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+
+
+def test_a_detector_of_speakers_needs_a_video_and_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from selib import speaking
+    from selib.data import load_speakers
+    from selib.models import SHIPPED
+
+    clips = load_speakers("synth-speakers", "test", root=tmp_path, limit=2)
+    film, boxes = speaking.street(clips, [0, 1], tmp_path / "street.mp4", tmp_path / "boxes.csv")
+    capsys.readouterr()  # of the rendering
+    arguments = ["explain", str(film), "--checkpoint", str(SHIPPED["synth-speakers"]), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--boxes" in error(capsys)
+    assert main([*arguments, "--boxes", str(boxes)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    assert {line["entity"] for line in lines} == {"left", "right"} and (tmp_path / "out" / "street.mp4").is_file()
 
 
 @pytest.mark.parametrize("target", ["3", "-1", "cow"])

@@ -1,59 +1,20 @@
-"""Film strips, films, annotated videos and the clip player; the player's callbacks run as plain Python."""
+"""Film strips, films and annotated videos."""
 
 from __future__ import annotations
 
-import io
-import wave as wav
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from tiny_models import detector
 
-from selib import attach_se, clips, explain, plot, video, widgets
+from selib import clips, plot, video
 from selib.audio import mfcc
-from selib.select import TopFraction
 
 FPS, RATE = 25, 16000
-
-
-class Detector(nn.Module):
-    """Says that who has a bright face speaks: the logit of a frame is 20 · brightness - 10, and no other stream counts."""
-
-    modalities = ("audio", "face", "body")
-
-    def __init__(self, others: float = 0.0) -> None:
-        super().__init__()
-        self.face, self.body = (nn.Conv3d(1, 2, (1, 1, 3), padding=(0, 0, 1), bias=False) for _ in range(2))
-        self.fuse, self.head = nn.Identity(), nn.Conv1d(6, 1, 1)
-        for eye in (self.face, self.body):
-            # Two channels: the brightness, and where it rises to the right.
-            eye.weight.data = torch.tensor([[0.0, 1, 0], [-1, 0, 1]]).view(2, 1, 1, 1, 3)
-        nn.init.constant_(self.head.weight, others)
-        self.head.weight.data[:, 2:4] = torch.tensor([[20.0], [0.0]])
-        nn.init.constant_(self.head.bias, -10.0)
-        self.seen: list[dict[str, Tensor]] = []
-
-    def forward(self, audio: Tensor, face: Tensor, body: Tensor) -> Tensor:
-        self.seen.append({"audio": audio, "face": face, "body": body})
-        heard = audio[:, ::4, :2].transpose(1, 2) / 100
-        looks = [
-            eye(nn.functional.avg_pool2d(x, 16)[:, None]).mean((3, 4))
-            for eye, x in ((self.face, face), (self.body, body))
-        ]
-        return self.head(self.fuse(torch.cat([heard, *looks], 1))).transpose(1, 2)
-
-
-def detector(others: float = 0.0) -> Detector:
-    model = Detector(others).eval()
-    example = {"audio": torch.rand(2, 32, 13), "face": torch.rand(2, 8, 112, 112), "body": torch.rand(2, 8, 112, 112)}
-    attach_se(model, example, at={"face": "face", "body": "body", "fusion": "fuse"})
-    model.seen.clear()
-    return model
 
 
 def crops(frames: int, seed: int = 0) -> np.ndarray:
@@ -418,108 +379,3 @@ def test_the_probability_of_one_logit_and_of_two_classes() -> None:
     assert clips.probability(logits).tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
     two = torch.cat([torch.zeros(2, 1), logits], 1)  # a softmax over 0 and x is a sigmoid of x
     assert clips.probability(two, 1).tolist() == pytest.approx(clips.probability(logits).tolist())
-
-
-# ---- the player ----------------------------------------------------------------------------------------------------------
-
-
-def player(**options: Any) -> tuple[dict[str, Any], Detector, dict[str, widgets.Clip]]:
-    torch.manual_seed(0)
-    model = detector(others=3.0)
-    found = {
-        name: (
-            {"audio": 9 * torch.randn(1, 4 * n, 13), "face": torch.rand(1, n, 112, 112), "body": torch.rand(1, n, 112, 112)},
-            torch.ones(1, n),
-            np.arange(640 * n, dtype=np.int16),
-        )
-        for name, n in (("long", 20), ("short", 12))
-    }  # fmt: skip
-    box = widgets.clip_player(model, found, **options)
-    knobs = {child.description: child for row in box.children[:4] for child in row.children if hasattr(child, "description")}  # fmt: skip
-    names = ("view", "said", "sound")
-    return knobs | dict(zip(names, box.children[4:], strict=True)), model, found
-
-
-def pixels(view: Any) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(view.value)).convert("RGB"), dtype=int)
-
-
-def test_every_control_of_the_player_redraws() -> None:
-    knobs, _, _ = player()
-    seen = [pixels(knobs["view"])]
-    for name, value in (
-        ("frame", 7), ("face", False), ("audio", False), ("face", True), ("map on", ("body",)), ("method", "gate"),
-        ("top channels", 0.5), ("clip", "short"), ("top channels", 1.0), ("method", "influence"), ("frame", 3),
-    ):  # fmt: skip
-        knobs[name].value = value
-        seen.append(pixels(knobs["view"]))
-        changed = seen[-1].shape != seen[-2].shape or np.abs(seen[-1] - seen[-2]).max() > 30
-        assert changed, name
-
-
-def test_the_player_draws_what_the_explanation_says() -> None:
-    knobs, model, found = player()
-    inputs, labels, sound = found["long"]
-    ex = explain(model, inputs)
-    knobs["face"].value = False
-    knobs["method"].value, knobs["map on"].value, knobs["top channels"].value = "gate", ("body",), 0.5
-    knobs["frame"].value = 11
-    gates = ex.streams["fusion"].gates.clone()
-    gates[:, 2:4] = 0
-    without = ex.streams["fusion"].with_gates(gates)[0].sigmoid()[:, 0]
-    with_all = ex.logits[0].sigmoid()[:, 0]
-    heatmap = ex.streams["body"].heatmap("gate", 0, select=TopFraction(0.5))[0]
-    expected = clips.Film(
-        {"face": inputs["face"][0], "body": inputs["body"][0]}, {"body": heatmap},
-        scores={"all": with_all, "without face": without}, labels=labels[0], wave=sound, off={"face"},
-    )  # fmt: skip
-    assert np.array_equal(pixels(knobs["view"]), expected[11])
-    assert f"all {with_all[11]:.2f}, without face {without[11]:.2f}" in knobs["said"].value
-    assert not torch.allclose(with_all, without)
-
-
-def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() -> None:
-    knobs, model, _ = player()
-    knobs["face"].value = False
-    knobs["method"].value = "gate"
-    runs, made = len(model.seen), set(knobs["view"].value[:0])
-    for t in range(20):
-        knobs["frame"].value = t
-        made.add(knobs["view"].value)
-    assert len(made) == 20 and len(model.seen) == runs
-    before = knobs["view"].value
-    for name, value in (("face", True), ("method", "influence"), ("method", "gate"), ("face", False)):
-        knobs[name].value = value
-    assert knobs["view"].value == before and len(model.seen) == runs
-
-
-def test_another_clip_brings_its_length_and_its_sound() -> None:
-    knobs, _, found = player()
-    knobs["frame"].value = 19
-    knobs["clip"].value = "short"
-    assert knobs["frame"].max == knobs["frame"].value == 11
-    with wav.open(io.BytesIO(knobs["sound"].value)) as file:
-        assert (file.getnchannels(), file.getframerate()) == (1, RATE)
-        assert np.array_equal(np.frombuffer(file.readframes(10**6), "<i2"), found["short"][2])
-
-
-def test_the_player_needs_clips_modalities_and_a_fusion() -> None:
-    _, model, found = player()
-    with pytest.raises(ValueError, match="no clips"):
-        widgets.clip_player(model, {})
-    with pytest.raises(ValueError, match="6 fused channels are no 4 equal segments"):
-        widgets.clip_player(model, found, modalities=("a", "b", "c", "d"))
-    single = Detector().eval()
-    attach_se(single, found["long"][0], at={"face": "face"})
-    with pytest.raises(ValueError, match='an SE block called "fusion"'):
-        widgets.clip_player(single, found)
-    blind = Detector().eval()
-    attach_se(blind, found["long"][0], at={"fusion": "fuse"})
-    with pytest.raises(ValueError, match="no SE block on a stream of pictures: face, body have none"):
-        widgets.clip_player(blind, found)
-
-
-def test_a_picture_is_encoded_without_loss() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    back = cv2.imdecode(np.frombuffer(widgets.encoded(picture), np.uint8), cv2.IMREAD_COLOR)
-    assert np.array_equal(back[..., ::-1], picture)

@@ -498,6 +498,51 @@ def test_each_frames_influence_is_spread_over_that_frame() -> None:
     assert ex.heatmap("gate").shape == (2, 7, 8, 8) and ex.heatmap("gate", size=(3, 5, 6)).shape == (2, 3, 5, 6)
 
 
+def test_influence_on_the_whole_clip_is_spread_over_time_as_well() -> None:
+    model, _ = speakers()
+    ex = explain(model, clips()).streams["face"]
+    influence, maps = ex.influence(1).mean(2), ex.features.relu()
+    alive = maps.flatten(2).amax(2) > 0
+    found = ex.map(target=1, over="clip")
+    assert close(found.mean((1, 2, 3)), (influence * alive).sum(1), influence)
+    shares = maps / maps.mean((2, 3, 4), keepdim=True).clamp_min(1e-30)
+    assert close(found, torch.einsum("bc,bcthw->bthw", influence, shares))
+    assert torch.equal(ex.heatmap(target=1, over="clip"), normalize(resize(found.relu(), (7, 8, 8))))
+    with pytest.raises(ValueError, match="over='film' is unknown"):
+        ex.map(over="film")
+    kept = ex.map(target=1, select=TopK(2), over="clip")  # by influence on the clip: the same channels in every frame
+    assert close(kept, torch.einsum("bc,bcthw->bthw", influence * TopK(2).mask(influence), shares))
+
+
+def test_a_head_that_reads_maxima_gets_its_influence_where_they_stand() -> None:
+    torch.manual_seed(0)
+    model = reading_maxima()
+    x = random(2, 1, 5, 8, 8)
+    open_and_close(attach_se(model, x, at="body", reduction=2))
+    ex = explain(model, x)
+    influence = ex.influence(0)
+    assert ex._head.reads == "max"
+    maps = ex.features
+    tops = maps.amax((3, 4), keepdim=True)
+    expected = torch.einsum("bct,bcthw->bthw", influence, ((maps == tops) & (tops > 0)).float()) * 16
+    assert close(ex.map(target=0), expected) and (ex.map(target=0) != 0).sum() <= 4 * 5 * 2
+    whole = torch.einsum("bc,bct,bcthw->bthw", influence.mean(2), tops[..., 0, 0] / tops.mean((2, 3, 4))[:, :, None].clamp_min(1e-30), (maps == tops).float()) * 16  # fmt: skip
+    assert close(ex.map(target=0, over="clip"), whole)
+
+
+def reading_maxima() -> nn.Module:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv3d(1, 4, (1, 2, 2), (1, 2, 2)), nn.ReLU())
+            self.gru, self.fc = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return self.fc(self.gru(self.body(clip).amax((3, 4)).mT)[0])
+
+    return Model().eval()
+
+
 def test_maps_over_time_alone() -> None:
     model, _ = speakers()
     ex = explain(model, clips()).streams["fusion"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selib.heatmap import normalize, resize, weighted_sum
+from selib.heatmap import at_maxima, normalize, resize, weighted_sum
 
 ANY = st.one_of(st.floats(width=32), st.sampled_from([math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-40, 0.0]))
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -149,3 +149,10 @@ def test_a_constant_map_stays_constant() -> None:
 def test_errors(shape: tuple[int, ...], size: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize(torch.zeros(shape), size)
+
+
+def test_maxima_stand_where_they_are_and_equals_share() -> None:
+    features = torch.tensor([[[[1.0, 3.0], [3.0, 2.0]], [[-4.0, -1.0], [-2.0, -3.0]]]])  # (1, 2, 2, 2)
+    assert at_maxima(features)[0].tolist() == [[[0, 1.5], [1.5, 0]], [[0, 1], [0, 0]]]
+    frames = at_maxima(features, time=0)[0].tolist()  # each row is a frame
+    assert frames == [[[0, 3], [3, 0]], [[0, 1], [2, 0]]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import selib
-from selib import profiles, speaking, video
+from selib import baselines, profiles, speaking, video
 from selib.attach import attached
 from selib.data import load_speakers
 from selib.models import active_speaker
@@ -85,7 +85,7 @@ def test_the_area_is_the_share_of_the_mouth_and_no_map_exceeds_its_energy(clips,
 def test_grad_cam_leaves_the_model_as_it_was(clips, model):
     model.head.train()
     inputs = clips.clip(0)[0]
-    heat = speaking.grad_cam(model, inputs)
+    heat = baselines.clip_grad_cam(model, inputs, "face")
     assert heat.shape == inputs["face"].shape[1:] and 0 <= heat.min() and heat.max() <= 1
     assert model.head.training and not model.face.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,16 +70,23 @@ class Temporal(nn.Module):
 
 
 class VisualEncoder(nn.Module):
-    """Crops (B, T, 112, 112) -> (B, width, T). ``spatial`` gives the map (B, C, T, h, w) that is explained."""
+    """Crops (B, T, 112, 112) -> (B, width, T). ``spatial`` gives the map (B, C, T, h, w) that is explained.
 
-    def __init__(self, spatial: nn.Module, channels: int, width: int, depth: int) -> None:
+    Args:
+        reads: what becomes of a frame's map: its mean over the image, or its maximum.
+    """
+
+    def __init__(
+        self, spatial: nn.Module, channels: int, width: int, depth: int, *, reads: Literal["mean", "max"]
+    ) -> None:
         super().__init__()
         self.spatial = spatial
         self.temporal = Temporal(channels, width, depth=depth)
+        self.reads = reads
 
     def forward(self, crops: Tensor) -> Tensor:
         x = self.spatial(((crops - MEAN) / STD)[:, None])
-        return self.temporal(x.mean((3, 4)))
+        return self.temporal(x.mean((3, 4)) if self.reads == "mean" else x.amax((3, 4)))
 
 
 class AudioEncoder(nn.Module):
@@ -175,7 +182,7 @@ class Bidirectional(nn.Module):
 def active_speaker(
     streams: Sequence[str] = STREAMS, widths: tuple[int, int, int] = (12, 32, 64), width: int = 128, hidden: int = 128
 ) -> ActiveSpeaker:
-    """The compact detector: factorised 3-D convolutions to a 7×7 map, then a bidirectional GRU (Light-ASD in spirit).
+    """The compact detector: factorised 3-D convolutions to a 7×7 map, its maxima, then a bidirectional GRU (Light-ASD in spirit).
 
     Args:
         streams: some of "audio", "face", "body".
@@ -194,7 +201,7 @@ def active_speaker(
             Factorised(widths[0], widths[1], 3, 2),
             Factorised(widths[1], widths[2], 3, 2),
         )
-        return VisualEncoder(spatial, widths[2], width, depth=1)
+        return VisualEncoder(spatial, widths[2], width, depth=1, reads="max")
 
     encoders: dict[str, nn.Module] = {name: AudioEncoder(width) if name == "audio" else visual() for name in streams}
     return ActiveSpeaker(encoders, Bidirectional(len(encoders) * width, hidden), width, hidden)
@@ -285,7 +292,7 @@ def bias(streams: Sequence[str] = STREAMS, width: int = 128) -> ActiveSpeaker:
         trunk = nn.Sequential(
             *(_stage(BasicBlock, b, w, 2, s) for b, w, s in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)))
         )
-        return VisualEncoder(nn.Sequential(stem, Frames(trunk)), 512, width, depth=5)
+        return VisualEncoder(nn.Sequential(stem, Frames(trunk)), 512, width, depth=5, reads="mean")
 
     encoders: dict[str, nn.Module] = {name: SEResNetAudio(width) if name == "audio" else visual() for name in streams}
     fused = len(encoders) * width

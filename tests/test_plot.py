@@ -1,29 +1,12 @@
-"""Figures and the channel picker, driven as plain Python: the callbacks need no kernel."""
+"""Figures, by what they hold."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from selib import attach_se, explain, plot, widgets
-from selib.explanation import Explanation
-
-CLASSES = ["one", "two", "three"]
-
-
-@pytest.fixture(scope="module")
-def explained() -> tuple[Explanation, torch.Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
-    block = attach_se(model, torch.randn(2, 3, 32, 32), start="paper")
-    nn.init.normal_(block.fc2.weight, std=3)
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    return explain(model, images.float() / 255), images
+from selib import plot
 
 
 def test_an_overlay_mixes_image_and_colour_map_by_opacity() -> None:
@@ -95,61 +78,3 @@ def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
     left, right = (ax.collections[0].get_array() for ax in fig.axes[:2])
     assert np.asarray(left.filled(np.nan)).ravel().tolist()[:2] == [2.0, 1.0]
     assert right.mask.ravel().tolist() == [False, False, True, True]
-
-
-def controls(picker: widgets.ipywidgets.VBox) -> dict[str, widgets.ipywidgets.Widget]:
-    found = [child for row in picker.children[:3] for child in row.children]
-    return {child.description: child for child in found} | {"view": picker.children[3]}
-
-
-def test_every_knob_changes_the_picture(explained: tuple[Explanation, torch.Tensor]) -> None:
-    ex, images = explained
-    knobs = controls(widgets.channel_picker(ex, images, CLASSES))
-
-    def pixels() -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(knobs["view"].value)).convert("RGB"), dtype=int)
-
-    seen = [pixels()]
-    other = next(k for k in range(3) if k != knobs["class"].value)
-    for name, value in (
-        ("top channels", 0.5),
-        ("method", "gate"),
-        ("selection", "weight above share"),
-        ("selection", "top share"),
-        ("opacity", 0.2),
-        ("method", "influence"),
-        ("class", other),
-        ("image", 2),
-    ):
-        knobs[name].value = value
-        seen.append(pixels())
-        assert np.abs(seen[-1] - seen[-2]).max() > 30, name
-    assert knobs["class"].value == int(ex.predicted[2])  # a new image starts at its own prediction
-
-
-def test_the_view_shows_the_selection_and_the_prediction_under_it(explained: tuple[Explanation, torch.Tensor]) -> None:
-    ex, images = explained
-    fig = widgets.draw(ex, images, CLASSES, 1, "gate", 2, 0.25)
-    titles = [ax.get_title() for ax in fig.axes]
-    chosen = ex.gates[1] >= ex.gates[1].topk(4).values[-1]
-    gates = ex.gates.clone()
-    gates[1] *= chosen
-    after = ex.with_gates(gates)[1].softmax(0)[2]
-    assert titles[2] == "4 channels selected"
-    assert f"→ {float(after):.0%}" in titles[1]
-
-
-def test_many_attributes_are_read_one_by_one(explained: tuple[Explanation, torch.Tensor]) -> None:
-    ex, images = explained
-    fig = widgets.draw(ex, images, CLASSES, 1, "influence", 2, 1.0, multilabel=True)
-    before = float(ex.logits[1].sigmoid()[2])
-    assert f"{before:.0%} → {before:.0%}" in fig.axes[1].get_title()
-    assert fig.axes[0].get_title() == f"says yes to {int((ex.logits[1] > 0).sum())} of 3"
-
-
-def test_the_picker_refuses_what_does_not_fit(explained: tuple[Explanation, torch.Tensor]) -> None:
-    ex, images = explained
-    with pytest.raises(ValueError, match="3 images and 3 class names do not fit"):
-        widgets.channel_picker(ex, images[:3], CLASSES)
-    with pytest.raises(ValueError, match="2 class names"):
-        widgets.channel_picker(ex, images, CLASSES[:2])

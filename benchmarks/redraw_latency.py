@@ -1,0 +1,110 @@
+"""How long the kernel takes to redraw the explorer after a knob was moved: `python benchmarks/redraw_latency.py [--out results/standard]`.
+
+Prints medians and 95th percentiles in milliseconds; with --out they become a results file that `selib report` shows. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import cycle, islice
+
+import numpy as np
+import torch
+from torchvision.models import resnet18
+
+from selib import attach_se, load_checkpoint, widgets
+from selib.data import load_objects, load_speakers
+from selib.models import SHIPPED
+from selib.profiles import base
+from selib.results import machine, save
+
+MOVES = 60
+
+
+def moved(explorer: widgets.Explorer) -> dict[str, list[float]]:
+    """Milliseconds of every move of every knob."""
+    knobs = dict(explorer.knobs)
+    moves = {
+        "top share": ("share", np.linspace(0.05, 1.0, MOVES).round(2).tolist()),
+        "target": ("target", [value for _, value in knobs["target"].options]),
+        "method": ("method", ["gate", "top-gate", "influence"]),
+        "opacity": ("opacity", np.linspace(0.1, 0.9, 17).round(2).tolist()),
+        "frame": ("frame", list(range(knobs["frame"].max + 1))),
+    }
+    found: dict[str, list[float]] = {}
+    for name, (knob, values) in moves.items():
+        if len(values) < 2:
+            continue
+        for value in values:  # everything is seen once: what is kept for a target or a selection is kept now
+            knobs[knob].value = value
+        for value in islice(cycle(values), MOVES):
+            started = time.perf_counter()
+            knobs[knob].value = value
+            found.setdefault(name, []).append(1000 * (time.perf_counter() - started))
+    for place in islice(cycle(range(len(explorer.picks))), MOVES):
+        started = time.perf_counter()
+        explorer.picks[place].value = not explorer.picks[place].value
+        found.setdefault("pick a channel", []).append(1000 * (time.perf_counter() - started))
+    return found
+
+
+def explorers() -> dict[str, widgets.Explorer]:
+    """An image of 224 pixels and a deep network, a small image and a small network, a clip and a recurrent head."""
+    torch.manual_seed(0)
+    deep = resnet18(num_classes=100).eval()
+    attach_se(deep, torch.zeros(1, 3, 224, 224))
+    photographs = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    small, meta = load_checkpoint(SHIPPED["synth-objects"])
+    objects = load_objects("synth-objects", "val", root=base() / "data", limit=4)
+    listener, _ = load_checkpoint(SHIPPED["synth-speakers"])
+    attach_se(listener, listener.example(), at=listener.sites)
+    clips = load_speakers("synth-speakers", "test", root=base() / "data", limit=2)
+    return {
+        "ResNet-18, 224×224, 100 classes": widgets.explorer(
+            deep, photographs, classes=[f"class {k}" for k in range(100)]
+        ),
+        f"small ResNet, {len(meta['classes'])} classes": widgets.explorer(small, objects),
+        "active speaker, face and body, 40 to 60 frames": widgets.explorer(listener, clips),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", metavar="DIR", help="where the results file goes")
+    chosen = parser.parse_args()
+    rows = []
+    for name, explorer in explorers().items():
+        for knob, times in moved(explorer).items():
+            rows.append([name, knob, float(np.median(times)), float(np.quantile(times, 0.95))])
+    table = {
+        "caption": "Kernel time of a redraw of the explorer after one move of a knob, in milliseconds",
+        "columns": ["view", "knob", "median", "95th percentile"],
+        "rows": rows,
+        "notes": [
+            f"{MOVES} moves each; what is computed when a target or a selection is first seen has been seen. It depends on the machine."
+        ],
+    }
+    print(json.dumps({"rows": rows, **machine("cpu")}, indent=1))
+    if chosen.out:
+        worst = max(row[2] for row in rows)
+        metrics = {
+            "title": "Benchmark: redrawing the explorer",
+            "findings": [f"The slowest knob is redrawn in {worst:.0f} ms (median)."],
+            "tables": {"redraw": table},
+        }
+        save(
+            "redraw_latency",
+            profile="standard",
+            seed=0,
+            params={},
+            data={},
+            metrics=metrics,
+            timings={"device": "cpu"},
+            out=chosen.out,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The explorer in a real JupyterLab in a real browser: run a notebook, turn its knobs, and look whether the picture follows."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOTS = ROOT / "runs" / "screenshots"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"]  # fmt: skip
+PATIENCE = 420_000  # milliseconds for a notebook in the smoke profile on a busy machine
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A JupyterLab on copies of the notebooks, as `make lab` starts it: the address with its token."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    settings = folder / "settings" / "@jupyterlab"
+    for name, values in (
+        ("notebook-extension/tracker", {"windowingMode": "none"}),  # else cells out of view are not in the page
+        ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
+    ):
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    # What make test shares between its runs of the notebooks is taken over; alone, the test has places of its own.
+    own = {
+        "SELIB_DATA": folder / "data",
+        "SELIB_RESULTS": folder / "results",
+        "SELIB_CHECKPOINTS": folder / "checkpoints",
+    }
+    env = {name: str(path) for name, path in own.items()} | dict(os.environ)
+    env |= {
+        "SELIB_PROFILE": "smoke", "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "share"),
+        "SELIB_RESULTS": str(folder / "results"),
+    }  # fmt: skip
+    log = (folder / "lab.log").open("w")
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip", "127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={token}", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "lab.log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield f"{address}/lab/tree/notebooks/{{}}?token={token}"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[Any]:
+    path = browser.find()
+    if path is None:
+        pytest.skip("no Chromium: install one, or name it in SELIB_CHROMIUM")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield lambda: chromium.new_page(viewport={"width": 1400, "height": 1500})
+        chromium.close()
+
+
+class Notebook:
+    """A notebook open in the browser, run to its end."""
+
+    def __init__(self, page: Page, address: str, name: str) -> None:
+        self.page, self.name, self.errors = page, name, []  # type: ignore[var-annotated]
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(address.format(f"{name}.ipynb"))
+        # The toolbar shows an idle kernel before it is connected; the status bar does not.
+        expect(page.locator("#jp-bottom-panel")).to_contain_text(re.compile(r"\| Idle"), timeout=120_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_function(
+            """() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
+                return prompts.length > 3 && prompts.every(text => /^\\[\\d+\\]:$/.test(text)) }""",
+            timeout=PATIENCE,
+        )
+        self.box = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.locator(".widget-image")).first
+        self.box.scroll_into_view_if_needed()
+
+    def knob(self, label: str) -> Locator:
+        """The control with this label."""
+        return self.box.locator(".jupyter-widgets.widget-inline-hbox").filter(has=self.page.locator(".widget-label", has_text=re.compile(f"^{label}$")))  # fmt: skip
+
+    def slide(self, label: str, key: str, times: int = 1) -> None:
+        self.knob(label).locator(".noUi-handle").focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    @property
+    def source(self) -> str:
+        """What the main picture holds: the widest one."""
+        return str(
+            self.box.evaluate(
+                """box => [...box.querySelectorAll('img.widget-image')].sort((a, b) => b.naturalHeight - a.naturalHeight)[0].src"""
+            )
+        )
+
+    def pixels(self) -> np.ndarray:
+        """The main picture, as the browser got it."""
+        content = self.page.evaluate(
+            """async url => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]""", self.source
+        )
+        return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("RGB"), dtype=int)
+
+    def changes(self, act: Any) -> None:
+        """Do something, and see another picture: pixels are compared, not only that something was sent."""
+        before, source = self.pixels(), self.source
+        act()
+        deadline = time.monotonic() + 30
+        while self.source == source:
+            assert time.monotonic() < deadline, "the picture did not change"
+            time.sleep(0.05)
+        after = self.pixels()
+        assert after.shape != before.shape or np.abs(after - before).max() > 20
+
+    def settled(self) -> np.ndarray:
+        """The picture when nothing has moved for a second."""
+        source, since = self.source, time.monotonic()
+        while time.monotonic() - since < 1.0:
+            time.sleep(0.05)
+            if self.source != source:
+                source, since = self.source, time.monotonic()
+        return self.pixels()
+
+    def close(self) -> None:
+        """Keep what it looks like, and see that nothing went wrong."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.box.screenshot(path=SHOTS / f"{self.name}.png")
+        self.page.screenshot(path=SHOTS / f"{self.name}_page.png")
+        assert self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').count() == 0  # fmt: skip
+        assert not self.errors, self.errors
+        self.page.close()
+
+
+def test_quickstart(lab: str, pages: Any) -> None:
+    book = Notebook(pages(), lab, "00_quickstart")
+    book.changes(lambda: book.slide("top share", "ArrowLeft"))
+    book.changes(lambda: book.knob("target").locator("select").select_option(index=1))
+    book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())  # drops the first channel
+    assert book.knob("channels").locator("select").input_value() == "picked by hand"
+    book.changes(lambda: book.box.get_by_role("button", name="next").click())
+    # A burst of moves: the last one is what remains, and is what the same place shows when it is reached in peace.
+    book.knob("channels").locator("select").select_option("top share")
+    book.slide("top share", "End")
+    book.settled()
+    book.slide("top share", "ArrowLeft", 40)
+    hasty = book.settled()
+    assert "59%" in book.knob("top share").inner_text().replace(" ", "") or "60%" in book.knob("top share").inner_text()
+    book.slide("top share", "ArrowLeft")
+    book.settled()
+    book.slide("top share", "ArrowRight")
+    assert np.array_equal(book.settled(), hasty)
+    book.box.get_by_role("button", name="copy code").click()
+    book.close()
+
+
+def test_celeba(lab: str, pages: Any) -> None:
+    book = Notebook(pages(), lab, "02_celeba")
+    book.changes(lambda: book.slide("top share", "ArrowLeft", 3))
+    book.changes(lambda: book.knob("target").locator("select").select_option(index=2))
+    book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())
+    book.changes(lambda: book.knob("compare").locator("select").select_option("Grad-CAM"))
+    book.close()
+
+
+def test_active_speaker(lab: str, pages: Any) -> None:
+    book = Notebook(pages(), lab, "03_active_speaker")
+    book.changes(lambda: book.slide("frame", "ArrowRight", 5))
+    book.changes(lambda: book.box.get_by_role("button", name="face", exact=True).click())  # switched off
+    book.changes(lambda: book.slide("top share", "ArrowLeft", 5))
+    book.changes(lambda: book.box.locator(".widget-play button").first.click())  # plays
+    book.changes(lambda: None)  # and goes on by itself
+    book.box.locator(".widget-play button").first.click()
+    book.settled()
+    book.close()
