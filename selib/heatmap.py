@@ -37,22 +37,24 @@ def normalize(maps: Tensor) -> Tensor:
     Anything not finite counts as the map's smallest finite value, so the result is always finite.
     """
     flat = maps.flatten(1).float()
-    low, high = flat.aminmax(dim=1, keepdim=True)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)  # aminmax takes twenty times as long
     if not bool((low.isfinite() & high.isfinite()).all()):
         finite = flat.isfinite()
         low = flat.where(finite, torch.full_like(flat, torch.inf)).amin(1, keepdim=True)
         low = low.where(low.isfinite(), torch.zeros_like(low))
         flat = flat.where(finite, low)
         high = flat.amax(1, keepdim=True)
-    # Divided by the largest magnitude first: high - low of two huge numbers would overflow.
-    size = torch.maximum(low.abs(), high.abs()).clamp_min(torch.finfo(flat.dtype).tiny)
-    low = low / size
-    span = high / size - low
+    size = torch.maximum(low.abs(), high.abs())
     # A span at the level of rounding is a constant map: stretching it would show noise as evidence.
-    constant = span <= 8 * torch.finfo(flat.dtype).eps
-    # In place from here: a clip is a million numbers, and every copy of them takes longer than the network.
-    scaled = (flat / size).sub_(low).div_(span.where(~constant, torch.ones_like(span)))
-    return scaled.masked_fill_(constant, 0).clamp_(0, 1).unflatten(1, maps.shape[1:])
+    constant = (high / 2 - low / 2) <= 4 * torch.finfo(flat.dtype).eps * size
+    if bool((size > torch.finfo(flat.dtype).max / 2).any()):  # high - low of two huge numbers would overflow
+        flat, low, high = (values / 4 for values in (flat, low, high))
+    span = high - low
+    # Few passes, and in place: a clip is a million numbers, and every copy of them takes longer than the head.
+    scaled = torch.sub(flat, low).div_(span.where(~constant, torch.ones_like(span)))
+    if bool(constant.any()):
+        scaled.masked_fill_(constant, 0)
+    return scaled.unflatten(1, maps.shape[1:])
 
 
 @cache

@@ -74,40 +74,45 @@ def explorer(
         raise ValueError(
             f"data holds {len(data)} images or clips: choose up to {MOST}, for example data.subset(range(12))"
         )
-    subjects: list[Subject] = []
-    origin = data.name + " (synthetic)" * data.synthetic if isinstance(data, ImageSet | SpeakerSet) else ""
+    subjects: Sequence[Subject]
     if isinstance(data, ImageSet | Tensor):
-        known = isinstance(data, ImageSet)
-        images = data.images if isinstance(data, ImageSet) else data
-        names = classes or (data.classes if isinstance(data, ImageSet) else None)
-        if names is None:
-            raise ValueError("pass classes=, the names of the model's outputs")
-        for i, image in enumerate(images):
-            spelled = f"data.batch([{i}])" if known else f"prepare(data[{i}:{i + 1}])"
-            inputs = data.batch([i]) if isinstance(data, ImageSet) else prepare(images[i : i + 1])
-            many = data.multilabel if isinstance(data, ImageSet) else multilabel
-            truth = "" if many or not isinstance(data, ImageSet) else f", {names[int(data.targets[i])]}"
-            subjects.append(
-                ImageSubject(model, image, inputs, f"image {i}{truth}", names, multilabel=many, spelled=spelled)
-            )
+        subjects = _images(model, data, classes, prepare, multilabel)
     else:
-        segments = views.modalities_of(model, modalities)
-        outputs = list(classes or ("speaking",))
-        found: Mapping[str, tuple[Clip, str]] = (
-            {
-                f"clip {i}, {info.condition or info.entity}": ((*data.clip(i), data.wave(i)), f"data.clip({i})[0]")
-                for i, info in enumerate(data.clips)
-            }
-            if isinstance(data, SpeakerSet)
-            else {name: (clip, f'data["{name}"][0]') for name, clip in data.items()}
-        )
-        rate = data.clips[0].fps if isinstance(data, SpeakerSet) else fps
-        subjects += [
-            ClipSubject(model, clip, name, segments, outputs, fps=rate, spelled=spelled)
-            for name, (clip, spelled) in found.items()
-        ]
-    described = [origin, type(model).__name__] + [f"seed {seed}"] * (seed is not None)
-    return Explorer(subjects, ", ".join(part for part in described if part))
+        subjects = _clips(model, data, list(classes or ("speaking",)), views.modalities_of(model, modalities), fps)
+    origin = [data.name + " (synthetic)" * data.synthetic] if isinstance(data, ImageSet | SpeakerSet) else []
+    return Explorer(subjects, ", ".join([*origin, type(model).__name__, *[f"seed {seed}"] * (seed is not None)]))
+
+
+def _images(
+    model: nn.Module, data: ImageSet | Tensor, classes: Sequence[str] | None, prepare: Prepare, multilabel: bool
+) -> list[ImageSubject]:
+    if isinstance(data, ImageSet):
+        names = classes or data.classes
+        truths = [""] * len(data) if data.multilabel else [f", {names[k]}" for k in data.targets.tolist()]
+        return [
+            ImageSubject(model, data.images[i], data.batch([i]), f"image {i}{truth}", names, multilabel=data.multilabel, spelled=f"data.batch([{i}])")
+            for i, truth in enumerate(truths)
+        ]  # fmt: skip
+    if classes is None:
+        raise ValueError("pass classes=, the names of the model's outputs")
+    return [
+        ImageSubject(model, image, prepare(image[None]), f"image {i}", classes, multilabel=multilabel, spelled=f"prepare(data[{i}:{i + 1}])")
+        for i, image in enumerate(data)
+    ]  # fmt: skip
+
+
+def _clips(
+    model: nn.Module, data: SpeakerSet | Mapping[str, Clip], outputs: Sequence[str], segments: Sequence[str], fps: float
+) -> list[ClipSubject]:
+    if isinstance(data, SpeakerSet):
+        return [
+            ClipSubject(model, (*data.clip(i), data.wave(i)), f"clip {i}, {info.condition or info.entity}", segments, outputs, fps=info.fps, spelled=f"data.clip({i})[0]")
+            for i, info in enumerate(data.clips)
+        ]  # fmt: skip
+    return [
+        ClipSubject(model, clip, name, segments, outputs, fps=fps, spelled=f'data["{name}"][0]')
+        for name, clip in data.items()
+    ]
 
 
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]

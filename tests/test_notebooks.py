@@ -55,8 +55,8 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
     "03_active_speaker": {
         "precision/all/with SE": (75.0, 100.0),  # the share of speaking frames is under 50
         "precision/all/without": (75.0, 100.0),
-        "localised/mean of channels/near": (0.35, 0.75),  # the mouth and a cell around it are 0.22
-        "localised/uniform noise/near": (0.15, 0.3),
+        "localised/with SE/mean of channels/near": (0.35, 0.75),  # the mouth and a cell around it are 0.22
+        "localised/with SE/uniform noise/near": (0.15, 0.3),
         "muting/audio/drop/0": (1.5, 15.0),  # who is asked what he hears loses it without the sound
         "muting/audio/drop/2": (-0.7, 0.7),  # and nothing without the hands
         "spearman/0": (0.4, 1.0),
