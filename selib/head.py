@@ -100,8 +100,10 @@ class Trace:
     def recording(self) -> Iterator[None]:
         """Remember the forward pass that runs within the ``with`` block."""
         sites = set(self._sites)
-        around = {m for m in self._model.modules() if sites.intersection(m.modules()) - {m}}
-        blocks = {inner for m in self._model.modules() if isinstance(m, SEBlock) for inner in m.modules()}
+        everywhere = list(self._model.named_modules(remove_duplicate=False))
+        above = {name[:end] for name, m in everywhere if m in sites for end in _ends(name)}
+        around = {m for name, m in everywhere if name in above}
+        blocks = {inner for _, m in everywhere if isinstance(m, SEBlock) for inner in m.modules()}
         with ExitStack() as stack:
             for module in self._model.modules():
                 if module in around or module in blocks or isinstance(module, torch.jit.ScriptModule):
@@ -152,6 +154,11 @@ class Trace:
             [(module, replay(module, self._kept[module][0])) for module in ready if module in self._kept]
         ):
             yield
+
+
+def _ends(name: str) -> list[int]:
+    """Where the names of the modules end that hold the module of this name: 0 for the model itself."""
+    return [0, *(place for place, letter in enumerate(name) if letter == ".")] if name else []
 
 
 def _versions(output: Any) -> list[int]:

@@ -100,8 +100,10 @@ def test_report_of_committed_results_needs_no_notebook(tmp_path: Path, monkeypat
     finished(tmp_path / "run")
     (tmp_path / "run" / "results").rename(tmp_path / "committed" / "full")
     (tmp_path / "run" / "figures").rename(tmp_path / "committed" / "full" / "figures")
+    metrics = {"title": "Benchmark: speed", "findings": ["Fast."]}
+    results.save("speed", profile="full", seed=0, params={}, data={}, metrics=metrics, timings={"device": "cpu"}, out=tmp_path / "committed" / "full")  # fmt: skip
     markdown, _ = report.report(tmp_path / "committed" / "full")
-    assert "## 00_good" in markdown.read_text()
+    assert "## 00_good" in markdown.read_text() and "## Benchmark: speed\n\n- Fast." in markdown.read_text()
 
 
 def test_report_without_results_or_with_a_missing_figure_is_an_error(

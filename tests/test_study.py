@@ -201,6 +201,14 @@ def executed(folder: Path, name: str = "00_a") -> nbformat.NotebookNode:
             "display_data",
             {"text/plain": "IntProgress()", "application/vnd.jupyter.widget-view+json": {"model_id": "1"}},
         ),
+        v4.new_output(
+            "display_data",
+            {
+                "text/plain": "Explorer()",
+                "application/vnd.jupyter.widget-view+json": {"model_id": "2"},
+                "image/png": "AAAA",
+            },
+        ),
         v4.new_output("execute_result", {"text/plain": "3"}, execution_count=3),
     ]
     cell.execution_count = 3
@@ -218,9 +226,11 @@ def test_clean_leaves_what_a_reader_wants(tmp_path: Path) -> None:
         {"tags": ["parameters"]},
         {"tags": ["nbval-check-output"]},
     ]
-    assert [output.output_type for output in cleaned.cells[2].outputs] == ["stream", "execute_result"]
+    kinds = [output.output_type for output in cleaned.cells[2].outputs]
+    assert kinds == ["stream", "display_data", "execute_result"]
+    assert cleaned.cells[2].outputs[1].data == {"text/plain": "Explorer()", "image/png": "AAAA"}  # its still picture
     assert cleaned.cells[2].outputs[0].text == "level 1\n"
-    assert cleaned.cells[2].execution_count == cleaned.cells[2].outputs[1].execution_count == 2
+    assert cleaned.cells[2].execution_count == cleaned.cells[2].outputs[2].execution_count == 2
     assert len(notebook.cells) == 4, "the argument is left as it is"
 
 
