@@ -176,9 +176,8 @@ def gates_drawing(weights: Tensor, chosen: Tensor, label: str) -> str:
     if picked.any():
         edge = y(float(values[picked].min()))
         lines.append(f'<path d="M{left} {edge:.1f}h{wide}" stroke="{plot.OTHERS}" stroke-dasharray="5 3" stroke-width="1.5"/>')  # fmt: skip
-    ticks = "".join(
-        f'<text x="{left - 4}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2g}</text>' for v in {low, 0.0, high}
-    )
+    marks = [value for value in (low, high) if abs(y(value) - y(0)) > 12] + [0.0]
+    ticks = "".join(f'<text x="{left - 4}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2g}</text>' for v in marks)
     said = f"{int(picked.sum())} of {len(values)} channels selected"
     return (
         f'<svg role="img" aria-label="{label} of each channel: {said}" width="{left + wide + 4}" height="{top + tall + 20}" '

@@ -125,7 +125,10 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self._subjects, self._origin, self._quiet = subjects, origin, False
         first = subjects[0]
         clips = isinstance(first, ClipSubject)
-        wide = {"style": {"description_width": "86px"}, "layout": ipywidgets.Layout(width="330px")}
+        wide = {
+            "style": {"description_width": "86px"},
+            "layout": {"width": "330px"},
+        }  # a dict: each makes a layout of its own
         slider = {**wide, "continuous_update": True}
         self.knobs: dict[str, Any] = {
             "item": ipywidgets.Dropdown(options=[(s.name, i) for i, s in enumerate(subjects)], description="clip" if clips else "image", **wide),
@@ -148,12 +151,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         }  # fmt: skip
         modalities = first.modalities if isinstance(first, ClipSubject) else ()
         self.switches = {name: ipywidgets.ToggleButton(True, description=name, icon="check", layout=ipywidgets.Layout(width="90px")) for name in modalities}  # fmt: skip
-        self.view, self.thumbnails = ipywidgets.Image(format="png"), ipywidgets.Image(format="png")
+        natural = {"align_self": "flex-start", "max_width": "100%"}
+        self.view, self.thumbnails = (ipywidgets.Image(format="png", layout=natural) for _ in range(2))
         self.gates, self.answers, self.lines, self.saved = (ipywidgets.HTML() for _ in range(4))
         self.sound = ipywidgets.Audio(value=b"", format="wav", autoplay=False, loop=False)
         self.maps = [ipywidgets.Image(format="png", layout=ipywidgets.Layout(height="64px")) for _ in range(STRIP)]
         self.picks = [
-            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="84px")) for _ in range(STRIP)
+            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="96px")) for _ in range(STRIP)
         ]
         self._strip: list[int] = []  # the channels of the strip
         self._chosen: set[int] = set()  # picked by hand
@@ -319,7 +323,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
                 if there:
                     channel = self._strip[place]
                     image.value = encoded(pictures[place])
-                    pick.description = f"#{channel}  {float(weights[channel]):.2f}"
+                    pick.description = f"#{channel} {float(weights[channel]):.2f}"
                     pick.value = bool(chosen[channel])
         code = subject.code(stream, method, target, rule)
         self.lines.value = (

@@ -140,7 +140,9 @@ class Notebook:
         act()
         deadline = time.monotonic() + 30
         while self.source == source:
-            assert time.monotonic() < deadline, "the picture did not change"
+            if time.monotonic() > deadline:
+                self.keep("failed")
+                pytest.fail(f"the picture did not change; see {SHOTS}, and {self.errors}")
             time.sleep(0.05)
         after = self.pixels()
         assert after.shape != before.shape or np.abs(after - before).max() > 20
@@ -154,11 +156,15 @@ class Notebook:
                 source, since = self.source, time.monotonic()
         return self.pixels()
 
+    def keep(self, what: str) -> None:
+        """A screenshot of the widget, and one of the page."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.box.screenshot(path=SHOTS / f"{self.name}_{what}.png")
+        self.page.screenshot(path=SHOTS / f"{self.name}_{what}_page.png")
+
     def close(self) -> None:
         """Keep what it looks like, and see that nothing went wrong."""
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.box.screenshot(path=SHOTS / f"{self.name}.png")
-        self.page.screenshot(path=SHOTS / f"{self.name}_page.png")
+        self.keep("explorer")
         assert self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').count() == 0  # fmt: skip
         assert not self.errors, self.errors
         self.page.close()
@@ -166,7 +172,7 @@ class Notebook:
 
 def test_quickstart(lab: str, pages: Any) -> None:
     book = Notebook(pages(), lab, "00_quickstart")
-    book.changes(lambda: book.slide("top share", "ArrowLeft"))
+    book.changes(lambda: book.slide("top share", "Home"))
     book.changes(lambda: book.knob("target").locator("select").select_option(index=1))
     book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())  # drops the first channel
     assert book.knob("channels").locator("select").input_value() == "picked by hand"
@@ -188,7 +194,7 @@ def test_quickstart(lab: str, pages: Any) -> None:
 
 def test_celeba(lab: str, pages: Any) -> None:
     book = Notebook(pages(), lab, "02_celeba")
-    book.changes(lambda: book.slide("top share", "ArrowLeft", 3))
+    book.changes(lambda: book.slide("top share", "Home"))
     book.changes(lambda: book.knob("target").locator("select").select_option(index=2))
     book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())
     book.changes(lambda: book.knob("compare").locator("select").select_option("Grad-CAM"))
@@ -199,7 +205,7 @@ def test_active_speaker(lab: str, pages: Any) -> None:
     book = Notebook(pages(), lab, "03_active_speaker")
     book.changes(lambda: book.slide("frame", "ArrowRight", 5))
     book.changes(lambda: book.box.get_by_role("button", name="face", exact=True).click())  # switched off
-    book.changes(lambda: book.slide("top share", "ArrowLeft", 5))
+    book.changes(lambda: book.slide("top share", "Home"))
     book.changes(lambda: book.box.locator(".widget-play button").first.click())  # plays
     book.changes(lambda: None)  # and goes on by itself
     book.box.locator(".widget-play button").first.click()
