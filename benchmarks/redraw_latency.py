@@ -15,7 +15,7 @@ import torch
 from torchvision.models import resnet18
 
 from selib import attach_se, load_checkpoint, widgets
-from selib.data import load_objects, load_speakers
+from selib.data import load, load_speakers
 from selib.models import SHIPPED
 from selib.profiles import base
 from selib.results import machine, save
@@ -57,7 +57,8 @@ def explorers() -> dict[str, widgets.Explorer]:
     attach_se(deep, torch.zeros(1, 3, 224, 224))
     photographs = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     small, meta = load_checkpoint(SHIPPED["synth-objects"])
-    objects = load_objects("synth-objects", "val", root=base() / "data", limit=4)
+    attach_se(small, torch.zeros(1, 3, 64, 64))
+    objects = load("synth-objects", "val", root=base() / "data", limit=4)
     listener, _ = load_checkpoint(SHIPPED["synth-speakers"])
     attach_se(listener, listener.example(), at=listener.sites)
     clips = load_speakers("synth-speakers", "test", root=base() / "data", limit=2)

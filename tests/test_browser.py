@@ -204,7 +204,7 @@ def test_celeba(lab: str, pages: Any) -> None:
 def test_active_speaker(lab: str, pages: Any) -> None:
     book = Notebook(pages(), lab, "03_active_speaker")
     book.changes(lambda: book.slide("frame", "ArrowRight", 5))
-    book.changes(lambda: book.box.get_by_role("button", name="face", exact=True).click())  # switched off
+    book.changes(lambda: book.box.locator(".widget-toggle-button", has_text="face").first.click())  # switched off
     book.changes(lambda: book.slide("top share", "Home"))
     book.changes(lambda: book.box.locator(".widget-play button").first.click())  # plays
     book.changes(lambda: None)  # and goes on by itself
