@@ -96,6 +96,12 @@ def weights_at(ex: Explanation, method: Method, target: int, t: int) -> Tensor:
     return (weights[:, t] if weights.ndim == 2 else weights).cpu()
 
 
+def _cells(ex: Explanation, method: Method, target: int, rule: Select) -> Tensor:
+    """A heatmap (B, *space) that was not brought to the size of a picture, in [0, 1]."""
+    raw = ex.map(method, target, rule)
+    return normalize(raw.relu() if method == "influence" else raw)
+
+
 def says(rule: Select) -> str:
     """A selection rule as it is written in Python."""
     inside = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in vars(rule).values())
@@ -308,8 +314,7 @@ class ImageSubject:
         size = self._shown.shape[:2]
         if smooth:
             return self.whole.heatmap(method, target, select=rule, size=size)[0].cpu().numpy()
-        raw = self.whole.map(method, target, rule)
-        cells = normalize(raw.relu() if method == "influence" else raw)[0].cpu().numpy()
+        cells = _cells(self.whole, method, target, rule)[0].cpu().numpy()
         return np.asarray(cv2.resize(cells, size[::-1], interpolation=cv2.INTER_NEAREST))
 
     def _rival(self, name: str, target: int) -> NDArray[Any]:
@@ -416,9 +421,7 @@ class ClipSubject:
             return normalize(resize(ex.features.relu().mean(1), size))[0]
         if smooth:
             return ex.heatmap(method, target, select=rule)[0]
-        raw = ex.map(method, target, rule)
-        cells = normalize(raw.relu() if method == "influence" else raw)
-        return torch.nn.functional.interpolate(cells[None], size, mode="nearest")[0, 0]
+        return torch.nn.functional.interpolate(_cells(ex, method, target, rule)[None], size, mode="nearest")[0, 0]
 
     def picture(
         self,

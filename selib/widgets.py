@@ -155,7 +155,10 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.view, self.thumbnails = (ipywidgets.Image(format="png", layout=natural) for _ in range(2))
         self.gates, self.answers, self.lines, self.saved = (ipywidgets.HTML() for _ in range(4))
         self.sound = ipywidgets.Audio(value=b"", format="wav", autoplay=False, loop=False)
-        self.maps = [ipywidgets.Image(format="png", layout=ipywidgets.Layout(height="64px")) for _ in range(STRIP)]
+        self.maps = [
+            ipywidgets.Image(format="png", layout={"height": "64px", "width": "auto", "align_self": "center"})
+            for _ in range(STRIP)
+        ]
         self.picks = [
             ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="96px")) for _ in range(STRIP)
         ]
@@ -279,6 +282,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return views.weights_at(ex, cast(Method, knob["method"].value), knob["target"].value, knob["frame"].value)
 
     @property
+    def _label(self) -> str:
+        """What the channel weights are."""
+        return "influence (logit)" if self.knobs["method"].value == "influence" else "gate s"
+
+    @property
     def _stream(self) -> str:
         chosen = self.knobs["stream"].value
         return str(chosen) if chosen in self.subject.streams else self.subject.streams[0]
@@ -307,9 +315,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         for switch in self.switches.values():
             switch.icon = "check" if switch.value else "times"
         self.view.value = encoded(self._picture())
-        self.gates.value = views.gates_drawing(
-            weights, chosen, "influence (logit)" if method == "influence" else "gate s"
-        )
+        self.gates.value = views.gates_drawing(weights, chosen, self._label)
         before, after = views.at(ex.logits, t), views.at(self._alone(ex, stream, chosen), t)
         self.answers.value = views.answers_drawing(
             subject.outputs, before, after, target, multilabel=subject.multilabel
@@ -380,8 +386,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """What is shown as one picture with its caption, for pages without widgets: PNG."""
         weights = self._weights()
         chosen = self.rule.mask(weights[None])[0]
-        label = "influence (logit)" if self.knobs["method"].value == "influence" else "gate s"
-        return plot.screen(plot.explored(self._picture(), weights, chosen, label=label, caption=self.caption))
+        return plot.screen(plot.explored(self._picture(), weights, chosen, label=self._label, caption=self.caption))
 
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""

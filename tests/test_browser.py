@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "runs" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"]  # fmt: skip
+TALLEST = "[...box.querySelectorAll('img.widget-image')].sort((a, b) => b.naturalHeight - a.naturalHeight)[0]"
 PATIENCE = 420_000  # milliseconds for a notebook in the smoke profile on a busy machine
 
 
@@ -120,19 +122,17 @@ class Notebook:
 
     @property
     def source(self) -> str:
-        """What the main picture holds: the widest one."""
-        return str(
-            self.box.evaluate(
-                """box => [...box.querySelectorAll('img.widget-image')].sort((a, b) => b.naturalHeight - a.naturalHeight)[0].src"""
-            )
-        )
+        """Where the browser has the main picture from: the tallest one."""
+        return str(self.box.evaluate(f"box => {TALLEST}.src"))
 
     def pixels(self) -> np.ndarray:
-        """The main picture, as the browser got it."""
-        content = self.page.evaluate(
-            """async url => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]""", self.source
-        )
-        return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("RGB"), dtype=int)
+        """The main picture, as the browser shows it."""
+        drawn = f"""box => {{ const image = {TALLEST}, page = document.createElement('canvas');
+            [page.width, page.height] = [image.naturalWidth, image.naturalHeight];
+            page.getContext('2d').drawImage(image, 0, 0);
+            return page.toDataURL('image/png') }}"""
+        content = base64.b64decode(self.box.evaluate(drawn).split(",")[1])
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=int)
 
     def changes(self, act: Any) -> None:
         """Do something, and see another picture: pixels are compared, not only that something was sent."""
