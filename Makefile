@@ -39,7 +39,7 @@ test: export SELIB_RESULTS := $(CURDIR)/runs/nbval/results
 test: export SELIB_CHECKPOINTS := $(CURDIR)/runs/nbval/checkpoints
 test: export OMP_NUM_THREADS := 1
 test: .venv/.installed
-	@echo "Lint, types and all tests: about 17 minutes on two cores"
+	@echo "Lint, types and all tests: about 17 minutes on two cores, a browser included"
 	rm -rf runs/nbval
 	@echo "Browser for the tests in JupyterLab: $$($(BIN)/python tests/browser.py)"
 	$(BIN)/ruff check

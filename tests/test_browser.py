@@ -22,12 +22,12 @@ import browser
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "runs" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"]  # fmt: skip
-TALLEST = "[...box.querySelectorAll('img.widget-image')].sort((a, b) => b.naturalHeight - a.naturalHeight)[0]"
+VIEW = "box.querySelectorAll('img.widget-image')[1]"  # the thumbnails come before it
 PATIENCE = 420_000  # milliseconds for a notebook in the smoke profile on a busy machine
 
 
@@ -122,17 +122,24 @@ class Notebook:
 
     @property
     def source(self) -> str:
-        """Where the browser has the main picture from: the tallest one."""
-        return str(self.box.evaluate(f"box => {TALLEST}.src"))
+        """Where the browser has the main picture from."""
+        return str(self.box.evaluate(f"box => {VIEW}.src"))
 
     def pixels(self) -> np.ndarray:
         """The main picture, as the browser shows it."""
-        drawn = f"""box => {{ const image = {TALLEST}, page = document.createElement('canvas');
+        drawn = f"""async box => {{ const image = {VIEW}, page = document.createElement('canvas');
+            await image.decode();
             [page.width, page.height] = [image.naturalWidth, image.naturalHeight];
             page.getContext('2d').drawImage(image, 0, 0);
             return page.toDataURL('image/png') }}"""
-        content = base64.b64decode(self.box.evaluate(drawn).split(",")[1])
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=int)
+        for attempt in range(10):
+            try:
+                content = self.box.evaluate(drawn)
+                break
+            except Error:  # the next picture came while this one was decoded
+                if attempt == 9:
+                    raise
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(content.split(",")[1]))).convert("RGB"), dtype=int)
 
     def changes(self, act: Any) -> None:
         """Do something, and see another picture: pixels are compared, not only that something was sent."""
