@@ -22,7 +22,7 @@ import browser
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "runs" / "screenshots"
@@ -127,18 +127,15 @@ class Notebook:
 
     def pixels(self) -> np.ndarray:
         """The main picture, as the browser shows it."""
-        drawn = f"""async box => {{ const image = {VIEW}, page = document.createElement('canvas');
-            await image.decode();
+        drawn = f"""box => {{ const image = {VIEW}, page = document.createElement('canvas');
+            if (!image.complete || !image.naturalWidth) return '';
             [page.width, page.height] = [image.naturalWidth, image.naturalHeight];
             page.getContext('2d').drawImage(image, 0, 0);
             return page.toDataURL('image/png') }}"""
-        for attempt in range(10):
-            try:
-                content = self.box.evaluate(drawn)
-                break
-            except Error:  # the next picture came while this one was decoded
-                if attempt == 9:
-                    raise
+        deadline = time.monotonic() + 30
+        while not (content := str(self.box.evaluate(drawn))):  # the next picture is being loaded
+            assert time.monotonic() < deadline, "the picture is never there"
+            time.sleep(0.05)
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(content.split(",")[1]))).convert("RGB"), dtype=int)
 
     def changes(self, act: Any) -> None:
@@ -157,7 +154,9 @@ class Notebook:
     def settled(self) -> np.ndarray:
         """The picture when nothing has moved for a second."""
         source, since = self.source, time.monotonic()
+        deadline = since + 60
         while time.monotonic() - since < 1.0:
+            assert time.monotonic() < deadline, "the picture does not come to rest"
             time.sleep(0.05)
             if self.source != source:
                 source, since = self.source, time.monotonic()
