@@ -176,7 +176,7 @@ def _film(explainer: Explainer, path: Path, name: str, out: Path) -> list[tuple[
         sound = video.read_audio(path)
     except ValueError:  # a silent film
         sound = None
-    video.write(_made(out / f"{name}.mp4"), frames(), fps=fps, audio=sound)
+    video.write(out / f"{name}.mp4", frames(), fps=fps, audio=sound)
     return found
 
 
@@ -191,15 +191,10 @@ def _speakers(model: ActiveSpeaker, todo: Sequence[Job], out: Path, method: Meth
         )
     if not attached(model):
         attach_se(model, model.example(), at=model.sites)
-    people = explain_video(model, path, boxes, _made(out / f"{name}.mp4"), method=method)
+    people = explain_video(model, path, boxes, out / f"{name}.mp4", method=method)
     write_text(out / "explanations.jsonl", "".join(json.dumps({"video": path.name, "overlay": f"{name}.mp4", **row}) + "\n" for row in people))  # fmt: skip
     for row in people:
         print(f"{path}: {row['entity']} speaks in {row['speaking']:.0%} of {row['frames']} frames")
-
-
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -7,7 +7,7 @@ OpenCV and drawings are SVG, not Matplotlib, so that a knob can be moved as fast
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -44,6 +44,24 @@ class Look:
     smooth: bool = True
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn of a subject, whatever the frame.
+
+    Attributes:
+        rules: {stream: which channels take part}.
+        rival: the method to compare with, or ``NOTHING``.
+        off: the modalities of a clip whose gates are at zero.
+    """
+
+    method: Method
+    target: int
+    rules: Mapping[str, Select]
+    look: Look = Look()
+    rival: str = NOTHING
+    off: frozenset[str] = frozenset()
+
+
 class Subject(Protocol):
     """One image, or one clip, that can be looked at.
 
@@ -71,16 +89,7 @@ class Subject(Protocol):
 
     def explanation(self, stream: str) -> Explanation: ...
 
-    def picture(
-        self,
-        method: Method,
-        target: int,
-        rules: Mapping[str, Select],
-        t: int,
-        look: Look,
-        rival: str,
-        off: frozenset[str],
-    ) -> Picture: ...
+    def picture(self, wanted: Wanted, t: int) -> Picture: ...
 
     def code(self, stream: str, method: Method, target: int, rule: Select) -> str: ...
 
@@ -291,23 +300,14 @@ class ImageSubject:
     def _shown(self) -> Picture:
         return np.asarray(enlarged(self._image, HEIGHT, smooth=False), np.uint8)
 
-    def picture(
-        self,
-        method: Method,
-        target: int,
-        rules: Mapping[str, Select],
-        t: int,
-        look: Look,
-        rival: str,
-        off: frozenset[str],
-    ) -> Picture:
+    def picture(self, wanted: Wanted, t: int) -> Picture:
         """The image, the heatmap over it, and beside it that of the rival."""
-        maps = [self.heatmap(method, target, rules["image"], look.smooth)]
-        titles = [self.name, f"{method}: {self.outputs[target]}"]
-        if rival in self._explainers:
-            maps.append(self._rival(rival, target))
-            titles.append(rival)
-        return row_of([self._shown, *(laid_over(self._shown, one, look) for one in maps)], titles)
+        maps = [self.heatmap(wanted.method, wanted.target, wanted.rules["image"], wanted.look.smooth)]
+        titles = [self.name, f"{wanted.method}: {self.outputs[wanted.target]}"]
+        if wanted.rival in self._explainers:
+            maps.append(self._rival(wanted.rival, wanted.target))
+            titles.append(wanted.rival)
+        return row_of([self._shown, *(laid_over(self._shown, one, wanted.look) for one in maps)], titles)
 
     def heatmap(self, method: Method, target: int, rule: Select, smooth: bool) -> NDArray[Any]:
         """The heatmap at the size at which the image is shown; in squares it is that of the map's own cells."""
@@ -363,7 +363,7 @@ class ClipSubject:
         self._model, self._spelled = model, spelled
         self._maps: dict[Any, NDArray[np.uint8]] = {}
         self._scores: dict[tuple[frozenset[str], int], NDArray[Any]] = {}
-        self._film: tuple[Any, Film] | None = None
+        self._film: tuple[Wanted, Film] | None = None
 
     @cached_property
     def whole(self) -> Streams:
@@ -423,37 +423,25 @@ class ClipSubject:
             return ex.heatmap(method, target, select=rule)[0]
         return torch.nn.functional.interpolate(_cells(ex, method, target, rule)[None], size, mode="nearest")[0, 0]
 
-    def picture(
-        self,
-        method: Method,
-        target: int,
-        rules: Mapping[str, Select],
-        t: int,
-        look: Look,
-        rival: str,
-        off: frozenset[str],
-    ) -> Picture:
+    def picture(self, wanted: Wanted, t: int) -> Picture:
         """Frame t with the maps on its streams, over the sound and the score with everything and without what is off."""
-        key = method, target, {stream: says(rule) for stream, rule in rules.items()}, look, rival, off
-        if self._film is None or self._film[0] != key:
-            self._film = key, self._composed(method, target, rules, look, rival, off)
+        if self._film is None or self._film[0] != wanted:
+            self._film = wanted, self._composed(wanted)
         return self._film[1][t]
 
-    def _composed(
-        self, method: Method, target: int, rules: Mapping[str, Select], look: Look, rival: str, off: Collection[str]
-    ) -> Film:
+    def _composed(self, wanted: Wanted) -> Film:
+        target, look, off = wanted.target, wanted.look, wanted.off
         frames, shown = dict(self.pictures), {}
         for stream in self.streams:
             if stream in off:
                 continue
-            shown[stream] = self.maps(stream, method, target, rules[stream], look.smooth)
-            if rival in self.rivals:
-                beside = f"{stream}: {rival}"
+            shown[stream] = self.maps(stream, wanted.method, target, wanted.rules[stream], look.smooth)
+            if wanted.rival in self.rivals:
+                beside = f"{stream}: {wanted.rival}"
                 frames[beside] = self.pictures[stream]
-                shown[beside] = self.maps(stream, rival, target, TopFraction(1.0), True)
-        without = frozenset(off)
+                shown[beside] = self.maps(stream, wanted.rival, target, TopFraction(1.0), True)
         scores = {"all": self.scores(target=target)}
-        scores |= {f"without {', '.join(sorted(off))}": self.scores(without, target)} if off else {}
+        scores |= {f"without {', '.join(sorted(off))}": self.scores(off, target)} if off else {}
         labels = None if self.labels is None else self.labels[0].cpu()
         return Film(
             frames, shown, scores=scores, labels=labels, wave=self.wave, off=off, fps=self.fps,

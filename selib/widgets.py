@@ -26,7 +26,7 @@ from selib.data import ImageSet, SpeakerSet, normalize
 from selib.explanation import METHODS, Explanation, Method
 from selib.results import replacing
 from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
-from selib.views import Clip, ClipSubject, ImageSubject, Look, Prepare, Subject, encoded
+from selib.views import Clip, ClipSubject, ImageSubject, Look, Prepare, Subject, Wanted, encoded
 
 RULES = ("top share", "k channels", "weight above", "paper's rule", "picked by hand")
 COLORMAPS = (
@@ -129,7 +129,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             "style": {"description_width": "86px"},
             "layout": {"width": "330px"},
         }  # a dict: each makes a layout of its own
-        slider = {**wide, "continuous_update": True}
         self.knobs: dict[str, Any] = {
             "item": ipywidgets.Dropdown(options=[(s.name, i) for i, s in enumerate(subjects)], description="clip" if clips else "image", **wide),
             "previous": ipywidgets.Button(description="previous", icon="arrow-left", layout=ipywidgets.Layout(width="100px")),
@@ -138,14 +137,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             "stream": ipywidgets.Dropdown(options=first.streams, description="stream", **wide),
             "method": ipywidgets.Dropdown(options=METHODS, value="influence", description="method", **wide),
             "rule": ipywidgets.Dropdown(options=RULES, value=RULES[0], description="channels", **wide),
-            "share": ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **slider),
-            "k": ipywidgets.IntSlider(10, 1, 10, description="k", **slider),
-            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="weight above", **slider),
+            "share": ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **wide),
+            "k": ipywidgets.IntSlider(10, 1, 10, description="k", **wide),
+            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="weight above", **wide),
             "compare": ipywidgets.Dropdown(options=(views.NOTHING, *first.rivals), description="compare", **wide),
             "colours": ipywidgets.Dropdown(options=COLORMAPS, description="colours", **wide),
-            "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **slider),
+            "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide),
             "smooth": ipywidgets.Checkbox(True, description="smooth", indent=False, layout=ipywidgets.Layout(width="90px")),
-            "frame": ipywidgets.IntSlider(0, 0, first.frames - 1, description="frame", **slider),
+            "frame": ipywidgets.IntSlider(0, 0, first.frames - 1, description="frame", **wide),
             "play": ipywidgets.Play(min=0, max=first.frames - 1, interval=round(1000 / first.fps) if isinstance(first, ClipSubject) else 40),
             "save": ipywidgets.Button(description="save PNG", icon="download", layout=ipywidgets.Layout(width="110px")),
         }  # fmt: skip
@@ -359,15 +358,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         picked = knob["rule"].value == RULES[4]
         rules = {s: TopFraction(1.0) if picked and s != self._stream else self.rule for s in subject.streams}
         off = frozenset(name for name, switch in self.switches.items() if not switch.value)
-        return subject.picture(
-            knob["method"].value,
-            knob["target"].value,
-            rules,
-            knob["frame"].value,
-            self._look,
-            knob["compare"].value,
-            off,
-        )
+        wanted = Wanted(knob["method"].value, knob["target"].value, rules, self._look, knob["compare"].value, off)
+        return subject.picture(wanted, knob["frame"].value)
 
     # ---- what remains of it ----------------------------------------------------------------------------------------------
 
