@@ -22,13 +22,22 @@ import browser
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "runs" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"]  # fmt: skip
 VIEW = "box.querySelectorAll('img.widget-image')[1]"  # the thumbnails come before it
 PATIENCE = 420_000  # milliseconds for a notebook in the smoke profile on a busy machine
+PROMPTS = (
+    "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim()).join(' ')"
+)
+# Every code cell has its number, or something stands in the way: an error, a dialog about a kernel that died.
+ENDED = """() => {
+    const wrong = document.querySelector('.jp-OutputArea-output[data-mime-type$="jupyter.error"], .jp-Dialog');
+    if (wrong) return wrong.innerText;
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
+    return prompts.length > 3 && prompts.every(text => /^\\[\\d+\\]:$/.test(text)) && 'run' }"""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 assert server.poll() is None, (folder / "lab.log").read_text()[-2000:]
                 time.sleep(0.5)
-        yield f"{address}/lab/tree/notebooks/{{}}?token={token}"
+        # A workspace each: in a shared one JupyterLab opens the notebooks of the tests before beside this one.
+        yield f"{address}/lab/workspaces/{{name}}/tree/notebooks/{{name}}.ipynb?token={token}"
     finally:
         server.terminate()
         server.wait(30)
@@ -91,23 +101,26 @@ def pages() -> Iterator[Any]:
 
 
 class Notebook:
-    """A notebook open in the browser, run to its end."""
+    """A notebook open in the browser, alone and run to its end."""
 
     def __init__(self, page: Page, address: str, name: str) -> None:
         self.page, self.name, self.errors = page, name, []  # type: ignore[var-annotated]
         page.set_default_timeout(60_000)
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address.format(f"{name}.ipynb"))
+        page.goto(address.format(name=name))
         # The toolbar shows an idle kernel before it is connected; the status bar does not.
         expect(page.locator("#jp-bottom-panel")).to_contain_text(re.compile(r"\| Idle"), timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_function(
-            """() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
-                return prompts.length > 3 && prompts.every(text => /^\\[\\d+\\]:$/.test(text)) }""",
-            timeout=PATIENCE,
-        )
+        try:
+            how = page.wait_for_function(ENDED, timeout=PATIENCE).json_value()
+        except TimeoutError:
+            how = page.evaluate(PROMPTS)
+        if how != "run":
+            SHOTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=SHOTS / f"{name}_not_run_page.png")
+            pytest.fail(f"{name} was not run to its end: {how}; the console: {self.errors}; see {SHOTS}")
         self.box = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.locator(".widget-image")).first
         self.box.scroll_into_view_if_needed()
 
@@ -173,6 +186,9 @@ class Notebook:
         self.keep("explorer")
         assert self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').count() == 0  # fmt: skip
         assert not self.errors, self.errors
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name="Shut Down Kernel", exact=True).click()
+        expect(self.page.locator("#jp-bottom-panel")).to_contain_text("No Kernel")
         self.page.close()
 
 
