@@ -111,16 +111,17 @@ def evaluating(model: nn.Module, *, eager: bool = True) -> Iterator[None]:
 
     With ``eager`` nothing runs compiled: compiled code does not call the hooks that were set after it was made.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad(), ExitStack() as stack:
             if eager and "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 @contextmanager

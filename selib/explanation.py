@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -388,7 +389,7 @@ class _Gated:
     """A module that maps F to F' = gain·s·F: an attached block, or one the model was born with."""
 
     module: nn.Module
-    gate: nn.Module  # its input is F (an attached block), or its output the gates (a native one)
+    gate: nn.Module  # its output is the gates
     layout: Layout = "BC*"
     prefix: int = 0
     grid: tuple[int, ...] | None = None
@@ -428,6 +429,9 @@ def _native(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
     return found[-1] if found else None
 
 
+_OTHER_HEAD = "the head is no longer the linear layer that the gates of each target were attached to: call selib.detach_se(model), then attach them again"
+
+
 class SEExplainer:
     """Explain many batches: ``with selib.SEExplainer(model) as explain: ex = explain(images)``.
 
@@ -456,7 +460,7 @@ class SEExplainer:
 
     def _prepare(self, inputs: Inputs) -> dict[str, _Gated]:
         blocks = attached(self.model)
-        places = {n: _Gated(b, b, b.layout, b.prefix, b.grid, b.gain) for n, b in blocks.items()}
+        places = {n: _Gated(b, b.vector, b.layout, b.prefix, b.grid, b.gain) for n, b in blocks.items()}
         if not places:
             native = _native(self.model, inputs)
             if native is None:
@@ -470,15 +474,13 @@ class SEExplainer:
             return lambda m, args, output: self._inside.__setitem__(name, args[0])
 
         def gates(name: str) -> Callable[..., None]:
-            return lambda m, args, output: self._gates.__setitem__(name, output.flatten(1))
+            return lambda m, args, output: self._gates.__setitem__(name, output)
 
         def linear(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             self._last = (module, args[0], output) if isinstance(module, nn.Linear) else None
 
         for name, place in places.items():
-            hooks = [(place.module, inside(name))]
-            hooks += [] if isinstance(place.module, SEBlock) else [(place.gate, gates(name))]
-            self._hooks.enter_context(hooked(*hooks))
+            self._hooks.enter_context(hooked((place.module, inside(name)), (place.gate, gates(name))))
         self._hooks.enter_context(hooked(*((m, linear) for m in self.model.modules() if isinstance(m, nn.Linear))))
         return places
 
@@ -520,19 +522,17 @@ class SEExplainer:
                 f"the SE block {name or 'of this model'} was not run: forward took another path than the example did"
             )
         raw = self._inside[name]
-        gates = place.module.gates(raw) if isinstance(place.module, SEBlock) else self._gates[name]
+        if name not in self._gates:  # those of each target are computed where the linear layer stood
+            raise ValueError(_OTHER_HEAD)
+        gates = self._gates[name] if isinstance(place.module, SEBlock) else self._gates[name].flatten(1)
         scales = place.gain * gates if isinstance(place.module, TargetSEBlock) else None
-        # Computed anew: an in-place ReLU may have changed the module's own output since.
-        after = scaled(raw, gates, place.gain, place.layout) if scales is None else raw
+        gated = None if scales is not None else partial(scaled, gates=gates, gain=place.gain, layout=place.layout)
         head = Head(
-            self.model, place.module, inputs, after, logits, layout=place.layout, prefix=place.prefix, last=last, scales=scales,
-            trace=trace,
+            self.model, place.module, inputs, raw, logits, gated=gated, layout=place.layout, prefix=place.prefix, last=last,
+            scales=scales, trace=trace,
         )  # fmt: skip
         if scales is not None and head.linear is None:
-            raise ValueError(
-                "the head is no longer the linear layer that the gates of each target were attached to: call selib.detach_se(model), "
-                "then attach them again"
-            )
+            raise ValueError(_OTHER_HEAD)
         axes = len(place.grid) if place.grid else raw.ndim - 2
         own = inputs.get(name) if isinstance(inputs, Mapping) else None
         for given in (own, inputs):  # the input that the stream is named after goes before the others

@@ -13,10 +13,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from selib.attach import (
     Inputs,
@@ -91,6 +93,7 @@ class Trace:
         self._kept: dict[nn.Module, tuple[Any, list[int]]] = {}
         self._ready: dict[nn.Module, list[nn.Module]] = {}
         self._model, self._sites = model, list(sites)
+        self._watched: set[nn.Module] = set()
 
     def like(self) -> Trace:
         """A trace of the same model with nothing in it."""
@@ -104,22 +107,26 @@ class Trace:
         above = {name[:end] for name, m in everywhere if m in sites for end in _ends(name)}
         around = {m for name, m in everywhere if name in above}
         blocks = {inner for _, m in everywhere if isinstance(m, SEBlock) for inner in m.modules()}
-        with ExitStack() as stack:
-            for module in self._model.modules():
-                if module in around or module in blocks or isinstance(module, torch.jit.ScriptModule):
-                    continue  # what holds a site must run
-                stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                # Before other hooks: the site itself returns F, which they turn into F'.
-                stack.callback(module.register_forward_hook(self._leave, prepend=True).remove)
+        # What holds a site must run.
+        self._watched = {m for _, m in everywhere if not isinstance(m, torch.jit.ScriptModule)} - around - blocks
+        # Hooks for all modules: two in place of two for each, and they come before the modules' own: a site returns F, which the block's
+        # hook turns into F'.
+        enter, leave = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
+        try:
             yield
+        finally:
+            enter.remove()
+            leave.remove()
         for module, (output, versions) in list(self._kept.items()):
             if self._calls[module] > 1 or versions != _versions(output):
                 del self._kept[module]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._depth += 1
+        self._depth += module in self._watched
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module not in self._watched:
+            return
         self._depth -= 1
         self._calls[module] = self._calls.get(module, 0) + 1
         found = tensors(output)
@@ -233,7 +240,8 @@ class Head:
         model: the model, unchanged since ``logits`` were computed.
         module: the module whose output is the gated map F'.
         inputs: the batch that was explained.
-        scaled: F' of that batch, in the model's own layout; F where the targets have gates of their own.
+        raw: F of that batch, in the model's own layout.
+        gated: F -> F', kept until it is asked for; nothing where the targets have gates of their own.
         logits: (B, K) or (B, T, K) of that batch: every way of running the head is checked against them before it is used.
         layout, prefix: of the map.
         trace: that forward pass, of a model that answers once a frame; without it the encoders run again, once for each question.
@@ -255,36 +263,43 @@ class Head:
         model: nn.Module,
         module: nn.Module,
         inputs: Inputs,
-        scaled: Tensor,
+        raw: Tensor,
         logits: Tensor,
         *,
+        gated: Callable[[Tensor], Tensor] | None = None,
         layout: Layout = "BC*",
         prefix: int = 0,
         last: tuple[nn.Linear, Tensor] | None = None,
         scales: Tensor | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.model, self.module, self.inputs, self.scaled, self.logits = model, module, inputs, scaled, logits
+        self.model, self.module, self.inputs, self.logits = model, module, inputs, logits
+        self._raw, self._gated = raw, gated
         self.layout, self.prefix = layout, prefix
-        device = scaled.device.type  # the head runs later, but as the model ran: in the same precision
+        device = raw.device.type  # the head runs later, but as the model ran: in the same precision
         self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         self.linear: Linear | None = None
         self.rectifies = self.pooled = False
         self._vmap: bool | None = None
         self.shared = False
         self.frames = logits.shape[1] if logits.ndim == 3 else None
-        self.time = time_axis(channels_first(scaled, layout, prefix).shape[2:], self.frames) if self.frames else None
+        self.time = time_axis(channels_first(raw, layout, prefix).shape[2:], self.frames) if self.frames else None
         self.reads: Literal["mean", "max"] | None = None
         self._trace = trace
         self._alone: tuple[Any, Trace | None] | None = None
-        if last is not None and scaled.ndim > 2 and not prefix:
+        if last is not None and raw.ndim > 2 and not prefix:
             layer, into = last
-            rectifies = reads_mean(scaled, layout, into)
+            rectifies = reads_mean(self.scaled, layout, into)
             linear = Linear(layer.weight, layer.bias)
             if rectifies is not None and self._is(linear, into.float(), scales):
                 self.linear = linear
-                self.rectifies = rectifies and bool((scaled < 0).any())
+                self.rectifies = rectifies and bool((self.scaled < 0).any())
                 self.pooled = self.shared = True
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """The gated map F', or F where the targets have gates of their own. Computed anew: an in-place ReLU may have changed the module's."""
+        return self._raw if self._gated is None else self._gated(self._raw)
 
     def _is(self, linear: Linear, means: Tensor, scales: Tensor | None) -> bool:
         """Whether the logits are those of a linear layer: a subclass may do more than its weights say."""
@@ -294,7 +309,7 @@ class Head:
         return agrees(linear(means[:, None] * scales), self.logits, like=linear(means))
 
     def _run(self, rows: Tensor, sample: int) -> Tensor:
-        one = take(self.inputs, sample, len(self.scaled))
+        one = take(self.inputs, sample, len(self._raw))
 
         def replaced(inputs: Any, output: Tensor) -> Tensor:
             # A copy: an in-place ReLU behind the map must not change the caller's.
@@ -338,7 +353,7 @@ class Head:
                 self._vmap = None
                 raise RuntimeError(_CHANGED)
             everything = slice(None)
-            self.shared = len(self.scaled) > 1 and self._reproduces(self.scaled, everything, 0)
+            self.shared = len(self._raw) > 1 and self._reproduces(self.scaled, everything, 0)
             if self.scaled.ndim > 2:
                 probe, samples = (self.scaled, everything) if self.shared else (self.scaled[:1], slice(0, 1))
                 self.rectifies = bool((probe < 0).any()) and self._reproduces(probe.relu(), samples, 0)
@@ -403,7 +418,7 @@ class Head:
     def reads_only_the_map(self) -> bool:
         """Whether nothing bypasses the map, so that any sample's input will do for all (``shared``)."""
         self.prepare()
-        if self.frames and len(self.scaled) > 1 and not self.shared:
+        if self.frames and len(self._raw) > 1 and not self.shared:
             with evaluating(self.model):
                 self.shared = agrees(self(self.effective(self.scaled)), self.logits)
         return self.shared
@@ -411,7 +426,7 @@ class Head:
     def _one_clip(self) -> tuple[Any, Trace | None]:
         """The inputs of the first clip, and what the modules make of them."""
         if self._alone is None:
-            inputs = take(self.inputs, 0, len(self.scaled))
+            inputs = take(self.inputs, 0, len(self._raw))
             trace = None if self._trace is None else self._trace.like()
             if trace is not None:
                 with evaluating(self.model), trace.recording(), torch.autocast(*self._autocast):

@@ -92,4 +92,4 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         # Both image axes as matrices: for the many small maps of a clip several times as fast as F.interpolate.
         down, across = (_bicubic(n, m).to(x.device) for n, m in zip(maps.shape[2:], size[1:], strict=True))
         x = down @ x @ across.T
-    return x.clamp(low, high)
+    return x.clamp_(low, high)

@@ -44,7 +44,8 @@ class SEBlock(nn.Module):
     and g = 2: the block multiplies by exactly 1 until it is trained. With ``start="paper"`` the weights have PyTorch's usual
     start and g = 1, which is the block as published.
 
-    The child ``features`` is an identity that sees F, so that any hook-based tool can read the map before the gates.
+    The children ``features`` and ``vector`` are identities that see F and s, so that any hook-based tool can read the map before the
+    gates, and the gates.
 
     Args:
         channels: C.
@@ -86,7 +87,7 @@ class SEBlock(nn.Module):
         self.site = ""  # the module whose output is gated, and the stream it stands for; set by attach_se
         self.stream = ""
         self.frames = False  # whether the model answers once a frame; set by attach_se
-        self.features = nn.Identity()
+        self.features, self.vector = nn.Identity(), nn.Identity()
         self.bottleneck = max(1, channels // reduction)
         self.fc1 = nn.Linear(channels, self.bottleneck)
         self.fc2: nn.Linear | Stacked = nn.Linear(self.bottleneck, channels)
@@ -141,7 +142,7 @@ class SEBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._seen(x)
-        return self.scale(x, self.gates(x))
+        return self.scale(x, self.vector(self.gates(x)))
 
     @contextmanager
     def override(self, gates: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -252,7 +253,7 @@ class TargetSEBlock(SEBlock):
 
         The difference to the gated logits is added, so that scales of 1 leave the output as it is, bit for bit.
         """
-        gates = self.gates(z)
+        gates = self.vector(self.gates(z))
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(gates.dtype)
             change = ((self.scale(z, gates) - z[:, None]) * layer.weight.to(gates.dtype)).sum(2)

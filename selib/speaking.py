@@ -644,28 +644,37 @@ def street(clips: SpeakerSet, rows: Sequence[int], film: Path, boxes: Path) -> t
 # ---- cost ------------------------------------------------------------------------------------------------------------------
 
 
-def cost(model: ActiveSpeaker, *, frames: int = 100, rounds: int = 9) -> dict[str, float]:
-    """Seconds for one clip of ``frames`` frames, medians of interleaved rounds: the bare forward pass, and explanations of several kinds."""
+def cost(model: ActiveSpeaker, *, frames: int = 100, rounds: int = 15) -> tuple[float, dict[str, float]]:
+    """What one clip of ``frames`` frames costs: the seconds of the bare forward pass, and explanations of several kinds in forward passes.
+
+    Medians over the rounds. An explanation is compared with the passes right before and after it: the machine's speed wanders.
+    """
     inputs = model.example(frames, 1)
 
-    def bare() -> Any:
+    def bare() -> None:
         with torch.no_grad():
-            return model(**inputs)
+            model(**inputs)
 
     def reading(method: Method) -> Callable[[], Any]:
         return lambda: streams_of(model, inputs).streams["face"].heatmap(method, 0)
 
+    def seconds(work: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
     kinds: dict[str, Callable[[], Any]] = {
-        "forward pass": bare,
         "gates and top-gate heatmap of the face": reading("top-gate"),
         "modality importance": lambda: streams_of(model, inputs).modalities(0),
         "influence heatmap of the face": reading("influence"),
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    bare()
+    passes = [seconds(bare)]
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(rounds + 1):
         for kind, work in kinds.items():
-            started = time.perf_counter()
-            work()
+            took = seconds(work)
+            passes.append(seconds(bare))
             if turn:  # the first round warms up
-                seconds[kind].append(time.perf_counter() - started)
-    return {kind: float(np.median(values)) for kind, values in seconds.items()}
+                ratios[kind].append(2 * took / (passes[-1] + passes[-2]))
+    return float(np.median(passes)), {kind: float(np.median(r)) for kind, r in ratios.items()}

@@ -175,7 +175,7 @@ def fit(
     }  # fmt: skip
     gates: list[Tensor] = []
     handles = [
-        block.register_forward_hook(lambda m, args, o: gates.append(m.gates(args[0]).mean())) for block in attached(model).values()
+        block.vector.register_forward_hook(lambda m, args, o: gates.append(o.mean())) for block in attached(model).values()
     ] if gate_sparsity else []  # fmt: skip
     try:
         history = _resume(folder, model, raw_optimizer, settings) if folder else []
