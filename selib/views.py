@@ -10,7 +10,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import matplotlib
@@ -27,9 +27,12 @@ from selib.heatmap import normalize, resize
 from selib.select import Select, TopFraction
 
 HEIGHT = 224  # in pixels, at which an image is shown
-KEPT = 32  # heatmaps of a clip, of about a megabyte each
+MAPS = 32  # that are kept of a clip, of about a megabyte each
 NOTHING = "nothing"
 SLOW = ("Score-CAM", "Ablation-CAM")  # once for every channel: not while somebody waits
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 Clip = tuple[Mapping[str, Tensor], Tensor | None, NDArray[np.int16] | None]
 """Inputs of one clip with B = 1, its labels (1, T), and its sound track int16 (N,); ``None`` where there is none."""
@@ -92,6 +95,15 @@ class Subject(Protocol):
     def picture(self, wanted: Wanted, t: int) -> Picture: ...
 
     def code(self, stream: str, method: Method, target: int, rule: Select) -> str: ...
+
+
+def remembered(kept: dict[K, V], key: K, make: Callable[[], V], most: int = 1000) -> V:
+    """What is kept under a key, made if it is not there; of too many the oldest makes room."""
+    if key not in kept:
+        if len(kept) >= most:
+            del kept[next(iter(kept))]
+        kept[key] = make()
+    return kept[key]
 
 
 def at(logits: Tensor, t: int) -> Tensor:
@@ -407,11 +419,7 @@ class ClipSubject:
     def maps(self, stream: str, method: str, target: int, rule: Select, smooth: bool) -> NDArray[np.uint8]:
         """A stream's heatmaps (T, H, W), 0 to 255, by one of our methods or a rival."""
         key = stream, method, target, says(rule), smooth
-        if key not in self._maps:
-            if len(self._maps) >= KEPT:
-                self._maps.pop(next(iter(self._maps)))  # the oldest
-            self._maps[key] = plot.pixels(self._made(stream, method, target, rule, smooth))
-        return self._maps[key]
+        return remembered(self._maps, key, lambda: plot.pixels(self._made(stream, method, target, rule, smooth)), MAPS)
 
     def _made(self, stream: str, method: Any, target: int, rule: Select, smooth: bool) -> Tensor:
         ex, size = self.whole.streams[stream], self.pictures[stream].shape

@@ -38,7 +38,6 @@ COLORMAPS = (
 )  # all of them readable with every colour vision deficiency
 STRIP = 8  # channels whose maps are shown
 MOST = 200  # images or clips that one explorer holds
-KEPT = 1000  # logits under a selection
 
 
 def explorer(
@@ -123,6 +122,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def __init__(self, subjects: Sequence[Subject], origin: str = "") -> None:
         self._subjects, self._origin, self._quiet = subjects, origin, False
+        self._small = [np.asarray(views.enlarged(s.thumbnail, 48), np.uint8) for s in subjects[:16]]
         first = subjects[0]
         clips = isinstance(first, ClipSubject)
         wide = {
@@ -139,7 +139,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             "rule": ipywidgets.Dropdown(options=RULES, value=RULES[0], description="channels", **wide),
             "share": ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **wide),
             "k": ipywidgets.IntSlider(10, 1, 10, description="k", **wide),
-            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="weight above", **wide),
+            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="above", **wide),
             "compare": ipywidgets.Dropdown(options=(views.NOTHING, *first.rivals), description="compare", **wide),
             "colours": ipywidgets.Dropdown(options=COLORMAPS, description="colours", **wide),
             "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide),
@@ -159,7 +159,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             for _ in range(STRIP)
         ]
         self.picks = [
-            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="96px")) for _ in range(STRIP)
+            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="112px")) for _ in range(STRIP)
         ]
         self._strip: list[int] = []  # the channels of the strip
         self._chosen: set[int] = set()  # picked by hand
@@ -252,7 +252,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             if isinstance(subject, ClipSubject):
                 self.sound.value = b"" if subject.wave is None else wav_bytes(subject.wave)
                 self.sound.layout.display = "none" if subject.wave is None else ""
-        small = [np.asarray(views.enlarged(s.thumbnail, 48), np.uint8) for s in self._subjects[:16]]
+        small = list(self._small)
         here = knob["item"].value
         if here < len(small):
             small[here] = small[here].copy()
@@ -330,6 +330,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
                     image.value = encoded(pictures[place])
                     pick.description = f"#{channel} {float(weights[channel]):.2f}"
                     pick.value = bool(chosen[channel])
+                    pick.icon = "check" if chosen[channel] else ""  # not by the shade alone
         code = subject.code(stream, method, target, rule)
         self.lines.value = (
             f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{html.escape(code)}" '
@@ -340,12 +341,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     def _alone(self, ex: Explanation, stream: str, chosen: Tensor) -> Tensor:
         """The logits with the chosen channels only, kept for the next frame or the way back."""
         key = self.knobs["item"].value, stream, chosen.numpy().tobytes()
-        if key not in self._effects:
-            if len(self._effects) >= KEPT:
-                self._effects.pop(next(iter(self._effects)))  # the oldest
-            keep = chosen.to(ex.gates)
-            self._effects[key] = ex.with_gates(lambda s: s * keep)
-        return self._effects[key]
+        keep = chosen.to(ex.gates)
+        return views.remembered(self._effects, key, lambda: ex.with_gates(lambda s: s * keep))
 
     @property
     def _look(self) -> Look:
