@@ -370,7 +370,8 @@ def film_strip(
 
     Args:
         frames: grey (T, H, W), uint8 or in [0, 1]; or {row: frames} for several rows, such as face and body.
-        maps: heatmaps in [0, 1] of the same shape, or {row: maps}; a row without one is shown as it is.
+        maps: heatmaps in [0, 1] of the same shape, or {row: maps}; a row without one is shown as it is. The colours reach up to the
+            largest value in the frames shown, in each row: in a clip that peaks between them all would be pale.
         scores: probability of speaking (T,), or {line: probabilities}.
         labels: 0/1 (T,): the true speech is a shaded band.
         wave: the sound track (N,), from the first frame on, ``rate`` samples a second.
@@ -466,7 +467,11 @@ def _strip_row(ax: Axes, crops: NDArray[np.uint8], maps: Frames | None, masks: F
         padding = [(0, 0), (0, 0), (between // 2, between - between // 2)] + [(0, 0)] * (parts.ndim - 3)
         return np.concatenate(list(np.pad(parts, padding, constant_values=blank)), axis=1)
 
-    colours = np.repeat(crops[..., None], 3, axis=3) if maps is None else tint(crops, pixels(maps[which]))
+    if maps is None:
+        colours = np.repeat(crops[..., None], 3, axis=3)
+    else:
+        levels = np.asarray(pixels(maps[which]), dtype=float)
+        colours = tint(crops, levels / max(levels.max(), 1))
     ax.imshow(joined(colours, 255), interpolation="bilinear", aspect="auto")
     if masks is not None and bool(masks[which].any()):
         ax.contour(joined(pixels(masks[which]) > 0, False), levels=[0.5], colors="white", linewidths=0.7)

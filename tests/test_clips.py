@@ -73,6 +73,16 @@ def test_a_strip_shows_the_chosen_frames_over_their_time() -> None:
     assert tops == pytest.approx([0.75, 1.0])  # scaled to sum to one
 
 
+def test_a_strips_colours_reach_up_to_its_largest_value() -> None:
+    maps = np.zeros((4, 112, 112))
+    maps[0, :, :56], maps[1, :, :56], maps[2] = 51 / 255, 102 / 255, 1.0  # the third is not shown
+    fig = plot.film_strip(np.full((4, 112, 112), 90, np.uint8), maps, shown=[0, 1, 3])
+    picture = np.asarray(fig.axes[0].images[0].get_array())
+    expected = plot.tint(np.full((1, 3), 90, np.uint8), np.array([[0.5, 1.0, 0.0]]))[0]
+    assert np.array_equal(picture[50, [30, 146, 262]], expected)
+    assert np.array_equal(picture[50, 100], [90, 90, 90])
+
+
 def test_a_strip_of_plain_frames_has_nothing_beneath() -> None:
     assert len(plot.film_strip(torch.rand(3, 112, 112)).axes) == 1  # and fewer frames than columns
 
