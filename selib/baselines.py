@@ -131,8 +131,8 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16, batch_size: int =
     return _finish(explain)
 
 
-def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str) -> Tensor:
-    """Grad-CAM (Selvaraju et al., 2017) of one clip by captum, (T, H, W): one weight a channel, for the logits of all frames together.
+def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str, target: int = 0) -> Tensor:
+    """Grad-CAM (Selvaraju et al., 2017) of one clip by captum, (T, H, W): one weight a channel, for the target's logits of all frames.
 
     It needs gradients, and a forward function of positional tensors made for it.
 
@@ -146,7 +146,7 @@ def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str) -
     block = attached(model)[stream]
 
     def total(*tensors: Tensor) -> Tensor:
-        return logits_of(model(**dict(zip(names, tensors, strict=True)))).sum((1, 2))
+        return logits_of(model(**dict(zip(names, tensors, strict=True))))[..., target].sum(1)
 
     with gradients(model):
         leaves = tuple(x.detach().clone().requires_grad_() for x in inputs.values())

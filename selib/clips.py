@@ -9,7 +9,7 @@ import csv
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def probability(logits: Tensor, target: int = 0) -> NDArray[Any]:
 # ---- drawing -------------------------------------------------------------------------------------------------------------
 
 
-@cache
+@lru_cache(512)
 def _letters(text: str, size: int) -> NDArray[np.float32]:
     """A line of text as coverage (h, w, 1) in [0, 1]; the height depends on the size alone."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

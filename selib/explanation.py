@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors, time_axis
+from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors, time_axis, to_device
 from selib.head import CHUNK, Head, Trace
 from selib.heatmap import at_maxima, normalize, resize, weighted_sum
 from selib.se import Layout, SEBlock, TargetSEBlock, channels_first, scaled
@@ -490,6 +490,9 @@ class SEExplainer:
         Raises:
             ValueError: no SE block, or logits that are not (B, K) or (B, T, K).
         """
+        place = next((p.device for p in self.model.parameters()), None)
+        if place is not None and place.type != "meta" and any(t.device != place for t in tensors(inputs)):
+            inputs = to_device(inputs, place)
         with evaluating(self.model):
             if self._places is None:
                 self._places = self._prepare(inputs)
@@ -565,7 +568,7 @@ def explain(model: nn.Module, inputs: Inputs) -> Any:
 
     Args:
         model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own.
-        inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
+        inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments; moved to the model's device.
 
     Raises:
         ValueError: the model has no SE block, does not return logits (B, K) or (B, T, K), or has another head than its block was attached to.

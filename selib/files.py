@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -32,35 +33,51 @@ THUMBNAIL = 160  # pixels
 FRAMES = 24  # of a video on its contact sheet
 
 Job = tuple[Path, str]
-"""A file, and where its overlay goes below the output folder, without the suffix."""
+"""A file, and the name of its overlay below the output folder."""
+Frame = tuple[dict[str, Any], NDArray[np.uint8]]
+"""A line of JSON and a thumbnail."""
 
 
-def jobs(paths: Sequence[Path]) -> list[Job]:
-    """The files to explain: those named, and all images and videos in the folders named, at any depth.
+def jobs(paths: Sequence[Path], out: Path) -> list[Job]:
+    """The files to explain: those named, and all images and videos in the folders named, at any depth, but for what lies in ``out``.
 
     Raises:
-        FileNotFoundError: nothing of that name. ValueError: a folder without images and videos, or two files whose overlays would have
-            the same name.
+        FileNotFoundError: nothing of that name. ValueError: a folder without images and videos, two files whose overlays would have
+            the same name, or a file that its overlay would overwrite.
     """
     found: list[Job] = []
+    written = out.resolve()
     for path in paths:
         if path.is_dir():
             inside = sorted(
                 file for file in path.rglob("*") if file.suffix.lower() in IMAGES + VIDEOS and file.is_file()
             )
+            if path.resolve() == written:
+                raise ValueError(
+                    f"--out {out} is the folder of the images: name another, or their overlays would overwrite them"
+                )
+            if path.resolve() in written.parents:  # what a run before wrote there
+                inside = [file for file in inside if written not in file.resolve().parents]
             if not inside:
                 raise ValueError(f"{path} holds no images and no videos")
-            found += [(file, file.relative_to(path).with_suffix("").as_posix()) for file in inside]
+            found += [(file, _overlay_of(file.relative_to(path))) for file in inside]
         else:
-            found.append((path, path.stem))
-    names = [name for _, name in found]
-    twice = next((path for path, name in found if names.count(name) > 1), None)
-    if twice:
-        raise ValueError(f"{twice}: two files have this name, and so would their overlays: rename one or use two --out")
-    missing = next((path for path, _ in found if not path.is_file()), None)
-    if missing:
-        raise FileNotFoundError(f"{missing}: no such file")
+            found.append((path, _overlay_of(Path(path.name))))
+    counts = Counter(name for _, name in found)
+    for path, name in found:
+        if counts[name] > 1:
+            raise ValueError(
+                f"{path}: two files have this name, and so would their overlays: rename one or use two --out"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        if path.resolve() == (written / name).resolve():
+            raise ValueError(f"{path} would be overwritten by its own overlay: name another folder with --out")
     return found
+
+
+def _overlay_of(file: Path) -> str:
+    return file.with_suffix(".mp4" if file.suffix.lower() in VIDEOS else ".png").as_posix()
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ def explain_files(
     Raises:
         ValueError, OSError: what concerns all files: the checkpoint, the target, names that clash, a method without an SE block.
     """
-    todo = jobs(paths)
+    todo = jobs(paths, out)
     model, meta = load_checkpoint(checkpoint)
     if isinstance(model, ActiveSpeaker):
         _speakers(model, todo, out, method, boxes)
@@ -122,33 +139,52 @@ def explain_files(
     explainer = Explainer(
         model, meta["classes"], (height, width), meta["task"], method, number_of(target, meta["classes"])
     )
-    lines: list[dict[str, Any]] = []
-    sheet: list[tuple[str, NDArray[np.uint8]]] = []
-    skipped = 0
-    bar = tqdm(todo, desc="explain", unit="file", disable=len(todo) < 2, leave=False)
-    for path, name in bar:
+    sheets, lines, done = Sheets(out), [], 0
+    for path, name in tqdm(todo, desc="explain", unit="file", disable=len(todo) < 2, leave=False):
         try:
             if path.suffix.lower() in VIDEOS:
-                parts = _film(explainer, path, name, out)
+                parts = _film(explainer, path, out / name)
             else:
                 overlay, line = explainer(_read(path))
-                _save(Image.fromarray(overlay), out / f"{name}.png")
-                parts = [({"image": path.name, "overlay": f"{name}.png", **line}, overlay)]
+                _save(Image.fromarray(overlay), out / name)
+                parts = [({"image": path.name, **line}, _thumbnail(overlay))]
         except (ValueError, OSError) as error:
-            skipped += 1
             tqdm.write(f"selib: skipped: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        lines += [line for line, _ in parts]
-        sheet += [(f"{name}\n{_first(line)}", _thumbnail(overlay)) for line, overlay in _some(parts)]
+        done += 1
+        lines += [json.dumps({**line, "overlay": name}) + "\n" for line, _ in parts]
+        for line, thumbnail in _some(parts):
+            sheets.add(f"{name}\n{_first(line)}", thumbnail)
         tqdm.write(f"{path}: {said(parts[0][0])}" + f" … {len(parts)} frames" * (len(parts) > 1), file=sys.stdout)
-    if lines:
-        for number, start in enumerate(range(0, len(sheet), SHEET), 1):
-            titles, pictures = zip(*sheet[start : start + SHEET], strict=True)
+    if done:
+        write_text(out / "explanations.jsonl", "".join(lines))
+        sheets.write()
+    return len(todo) - done
+
+
+@dataclass
+class Sheets:
+    """Contact sheets of at most 48 pictures, written into the folder ``out`` as they fill."""
+
+    out: Path
+    number: int = 1
+    waiting: list[tuple[str, NDArray[np.uint8]]] = field(default_factory=list)
+
+    def add(self, title: str, picture: NDArray[np.uint8]) -> None:
+        self.waiting.append(
+            (title.replace("$", r"\$"), picture)
+        )  # Matplotlib would read what stands between two as a formula
+        if len(self.waiting) == SHEET:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is waiting."""
+        if self.waiting:
+            titles, pictures = zip(*self.waiting, strict=True)
             fig = plot.contact_sheet(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), columns=8, titles=titles)
-            with replacing(out / f"contact_sheet{f'_{number}' * (number > 1)}.png") as part:
+            with replacing(self.out / f"contact_sheet{f'_{self.number}' * (self.number > 1)}.png") as part:
                 fig.savefig(part, format="png", dpi=150, metadata={"Software": None})
-        write_text(out / "explanations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return skipped
+            self.number, self.waiting = self.number + 1, []
 
 
 def _with_block(model: nn.Module, example: Tensor, method: Method, checkpoint: str | Path) -> None:
@@ -160,23 +196,23 @@ def _with_block(model: nn.Module, example: Tensor, method: Method, checkpoint: s
     attach_se(model, example)
 
 
-def _film(explainer: Explainer, path: Path, name: str, out: Path) -> list[tuple[dict[str, Any], NDArray[np.uint8]]]:
+def _film(explainer: Explainer, path: Path, overlay_file: Path) -> list[Frame]:
     """A video's overlays, frame by frame, with its sound; what is kept of a frame is small."""
     fps = video.frame_rate(path)
-    found: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
+    found: list[Frame] = []
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for time, frame in tqdm(video.read_frames(path, fps=fps), desc=path.name, unit="frame", leave=False):
             even = Image.fromarray(np.ascontiguousarray(frame)[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             overlay, line = explainer(even)
-            found.append(({"video": path.name, "time": round(time, 4), "overlay": f"{name}.mp4", **line}, _thumbnail(overlay)))  # fmt: skip
+            found.append(({"video": path.name, "time": round(time, 4), **line}, _thumbnail(overlay)))
             yield overlay
 
     try:
         sound = video.read_audio(path)
     except ValueError:  # a silent film
         sound = None
-    video.write(out / f"{name}.mp4", frames(), fps=fps, audio=sound)
+    video.write(overlay_file, frames(), fps=fps, audio=sound)
     return found
 
 
@@ -191,8 +227,8 @@ def _speakers(model: ActiveSpeaker, todo: Sequence[Job], out: Path, method: Meth
         )
     if not attached(model):
         attach_se(model, model.example(), at=model.sites)
-    people = explain_video(model, path, boxes, out / f"{name}.mp4", method=method)
-    write_text(out / "explanations.jsonl", "".join(json.dumps({"video": path.name, "overlay": f"{name}.mp4", **row}) + "\n" for row in people))  # fmt: skip
+    people = explain_video(model, path, boxes, out / name, method=method)
+    write_text(out / "explanations.jsonl", "".join(json.dumps({"video": path.name, "overlay": name, **row}) + "\n" for row in people))  # fmt: skip
     for row in people:
         print(f"{path}: {row['entity']} speaks in {row['speaking']:.0%} of {row['frames']} frames")
 
@@ -211,7 +247,7 @@ def _thumbnail(overlay: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(page)
 
 
-def _some(parts: list[tuple[dict[str, Any], NDArray[np.uint8]]]) -> list[tuple[dict[str, Any], NDArray[np.uint8]]]:
+def _some(parts: list[Frame]) -> list[Frame]:
     """All, or frames at even distances."""
     if len(parts) <= FRAMES:
         return parts
@@ -257,8 +293,8 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 def _read(path: Path) -> Image.Image:
-    """An image file as an RGB PIL image; ValueError naming the file when it is damaged."""
+    """An image file as an upright RGB PIL image; ValueError naming the file when it is damaged."""
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"{path} is not a readable image ({error}): replace it or leave it out") from None

@@ -209,6 +209,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 def _still(notebook: NotebookNode) -> None:
     """Leave out, in place, what is nothing on a page: progress bars, warnings, and widgets, but for the still picture they bring."""
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_volatile(output)]

@@ -98,12 +98,12 @@ class Subject(Protocol):
 
 
 def remembered(kept: dict[K, V], key: K, make: Callable[[], V], most: int = 1000) -> V:
-    """What is kept under a key, made if it is not there; of too many the oldest makes room."""
-    if key not in kept:
-        if len(kept) >= most:
-            del kept[next(iter(kept))]
-        kept[key] = make()
-    return kept[key]
+    """What is kept under a key, made if it is not there; of too many the one that was not asked for the longest makes room."""
+    value = kept.pop(key) if key in kept else make()
+    if len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
+    return value
 
 
 def at(logits: Tensor, t: int) -> Tensor:
@@ -169,10 +169,11 @@ def row_of(pictures: Sequence[Picture], titles: Sequence[str]) -> Picture:
     return page
 
 
-def channel_maps(ex: Explanation, channels: Sequence[int], t: int, look: Look) -> list[Picture]:
-    """The maps of single channels, each on its own scale, 64 pixels high; of a clip in frame t."""
+def channel_maps(ex: Explanation, channels: Sequence[int], t: int, look: Look, *, frames: int = 1) -> list[Picture]:
+    """The maps of single channels, each on its own scale, 64 pixels high; of a clip of so many ``frames`` in frame t."""
     maps = ex.features[0, list(channels)]
-    maps = maps[:, min(t, maps.shape[1] - 1)] if maps.ndim == 4 else maps
+    if maps.ndim == 4:  # maps of fewer frames than the clip's stand for several of them
+        maps = maps[:, t * maps.shape[1] // frames]
     return [_coloured(enlarged(one.numpy(), 64, smooth=look.smooth), look.colormap) for one in normalize(maps).cpu()]
 
 
@@ -275,7 +276,7 @@ class ImageSubject:
     @cached_property
     def whole(self) -> Explanation:
         """The explanation, one forward pass."""
-        found = explain(self._model, to_device(self._inputs, next(self._model.parameters()).device))
+        found = explain(self._model, self._inputs)
         if not isinstance(found, Explanation):
             raise TypeError("the model has several SE blocks: the explorer shows images of models with one")
         if found.logits.shape[-1] != len(self.outputs):
@@ -292,7 +293,8 @@ class ImageSubject:
     @cached_property
     def _explainers(self) -> dict[str, baselines.Explainer]:
         blocks = list(attached(self._model).values())
-        if not blocks:  # a network with blocks of its own: there is no module whose output is the map before the gates
+        # A network with blocks of its own has no module whose output is the map before the gates; the CAMs read (B, C, h, w).
+        if not blocks or blocks[0].layout != "BC*" or blocks[0].grid:
             return {}
         layer = blocks[0].features
         everything = baselines.cams(self._model, layer) | {
@@ -370,6 +372,8 @@ class ClipSubject:
         self.name, self.outputs, self.multilabel = name, outputs, len(outputs) == 1
         self.inputs, self.labels, self.wave = clip
         self.pictures = {stream: plot.pixels(x[0]) for stream, x in self.inputs.items() if x.ndim == 4}
+        if not self.pictures:
+            raise ValueError(f"{name}: there is no stream of grey pictures (1, T, H, W) among {', '.join(self.inputs)}")
         self.frames = len(next(iter(self.pictures.values())))
         self.modalities, self.fps = tuple(modalities), fps
         self._model, self._spelled = model, spelled
@@ -380,7 +384,7 @@ class ClipSubject:
     @cached_property
     def whole(self) -> Streams:
         """The explanation, one forward pass."""
-        found = explain(self._model, to_device(dict(self.inputs), next(self._model.parameters()).device))
+        found = explain(self._model, self.inputs)
         if not isinstance(found, Streams) or "fusion" not in found.streams:
             raise ValueError(
                 'modalities are switched at an SE block called "fusion": attach_se(…, at={"face": …, "fusion": …})'
@@ -388,6 +392,10 @@ class ClipSubject:
         channels = found.streams["fusion"].gates.shape[1]
         if channels % len(self.modalities):
             raise ValueError(f"{channels} fused channels are no {len(self.modalities)} equal segments: {', '.join(self.modalities)}")  # fmt: skip
+        if found.logits.shape[-1] != len(self.outputs):
+            raise ValueError(
+                f"{len(self.outputs)} class names do not fit {found.logits.shape[-1]} logits: pass classes="
+            )
         if not any(stream in found.streams for stream in self.pictures):
             raise ValueError(f"no SE block on a stream of pictures: {', '.join(self.pictures)} have none")
         return found
@@ -424,7 +432,8 @@ class ClipSubject:
     def _made(self, stream: str, method: Any, target: int, rule: Select, smooth: bool) -> Tensor:
         ex, size = self.whole.streams[stream], self.pictures[stream].shape
         if method == "Grad-CAM":
-            return baselines.clip_grad_cam(self._model, self.inputs, stream)
+            inputs = to_device(dict(self.inputs), ex.features.device)
+            return baselines.clip_grad_cam(self._model, inputs, stream, target)
         if method == "mean of channels":
             return normalize(resize(ex.features.relu().mean(1), size))[0]
         if smooth:

@@ -1,12 +1,14 @@
 """The explorer for JupyterLab: look at images or clips, turn the knobs of an explanation, and see what each of them changes.
 
 ``Image`` and ``HTML`` with ``observe``, and no ``Output`` widget: the callbacks fire in plain Python as well, so they run headless and in
-tests. The network before the gates is never run again, and JupyterLab sends the last of a burst of slider moves when the one before it
-is drawn, so no stale picture queues up.
+tests. The network before the gates runs once for each image or clip (a method that is compared runs it once for each target), and
+JupyterLab sends the last of a burst of slider moves when the one before it is drawn, so no stale picture queues up.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import html
 import re
 import wave as wav
@@ -18,6 +20,7 @@ from typing import Any, cast
 
 import ipywidgets
 import numpy as np
+from IPython.display import display
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -37,6 +40,7 @@ COLORMAPS = (
     "gray",
 )  # all of them readable with every colour vision deficiency
 STRIP = 8  # channels whose maps are shown
+THUMBNAILS = 16  # beside each other
 MOST = 200  # images or clips that one explorer holds
 
 
@@ -109,7 +113,7 @@ def _clips(
             for i, info in enumerate(data.clips)
         ]  # fmt: skip
     return [
-        ClipSubject(model, clip, name, segments, outputs, fps=fps, spelled=f'data["{name}"][0]')
+        ClipSubject(model, clip, name, segments, outputs, fps=fps, spelled=f"data[{name!r}][0]")
         for name, clip in data.items()
     ]
 
@@ -117,12 +121,12 @@ def _clips(
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     """The widget of :func:`explorer`. ``knobs`` are its controls by name, ``view`` the picture.
 
-    In a page without widgets (an export, a site that renders notebooks) a still picture of the last state stands in its place.
+    In a page without widgets (an export, a site that renders notebooks) a still picture of its last state stands in its place.
     """
 
     def __init__(self, subjects: Sequence[Subject], origin: str = "") -> None:
         self._subjects, self._origin, self._quiet = subjects, origin, False
-        self._small = [np.asarray(views.enlarged(s.thumbnail, 48), np.uint8) for s in subjects[:16]]
+        self._small = [np.asarray(views.enlarged(s.thumbnail, 48), np.uint8) for s in subjects]
         first = subjects[0]
         clips = isinstance(first, ClipSubject)
         wide = {
@@ -145,7 +149,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide),
             "smooth": ipywidgets.Checkbox(True, description="smooth", indent=False, layout=ipywidgets.Layout(width="90px")),
             "frame": ipywidgets.IntSlider(0, 0, first.frames - 1, description="frame", **wide),
-            "play": ipywidgets.Play(min=0, max=first.frames - 1, interval=round(1000 / first.fps) if isinstance(first, ClipSubject) else 40),
+            "play": ipywidgets.Play(min=0, max=first.frames - 1),
             "save": ipywidgets.Button(description="save PNG", icon="download", layout=ipywidgets.Layout(width="110px")),
         }  # fmt: skip
         modalities = first.modalities if isinstance(first, ClipSubject) else ()
@@ -162,7 +166,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="112px")) for _ in range(STRIP)
         ]
         self._strip: list[int] = []  # the channels of the strip
-        self._chosen: set[int] = set()  # picked by hand
+        self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
+        self._stills: list[Any] = []  # handles of the still pictures on the page
+        self._due: asyncio.TimerHandle | None = None
         self._effects: dict[tuple[int, str, bytes], Tensor] = {}
         if clips:  # in the browser: the kernel hears of the slider alone
             ipywidgets.jslink((self.knobs["play"], "value"), (self.knobs["frame"], "value"))
@@ -196,9 +202,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         knob["previous"].on_click(lambda _: self._step(-1))
         knob["next"].on_click(lambda _: self._step(+1))
         knob["save"].on_click(lambda _: self.save())
-        for title in ("target", "stream", "method"):
+        knob["method"].observe(lambda change: self._show_method(change["old"], change["new"]), "value")
+        for title in ("target", "stream"):
             knob[title].observe(lambda _: self._show_channels(), "value")
-        for name in ("rule", "share", "k", "threshold", "compare", "colours", "opacity", "smooth", "frame"):
+        knob["rule"].observe(lambda change: self._show_rule(change["old"], change["new"]), "value")
+        for name in ("share", "k", "threshold", "compare", "colours", "opacity", "smooth", "frame"):
             knob[name].observe(lambda _: self.redraw(), "value")
         for switch in self.switches.values():
             switch.observe(lambda _: self.redraw(), "value")
@@ -224,15 +232,22 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     @property
     def rule(self) -> Select:
         """The selection that is set."""
+        return self._rule(self.knobs["rule"].value, self._stream)
+
+    def _rule(self, title: str, stream: str) -> Select:
         knob = self.knobs
         rules: dict[str, Select] = {
-            RULES[0]: TopFraction(knob["share"].value),
+            RULES[0]: TopFraction(_written(knob["share"].value)),
             RULES[1]: TopK(knob["k"].value),
-            RULES[2]: Threshold(knob["threshold"].value),
+            RULES[2]: Threshold(_written(knob["threshold"].value)),
             RULES[3]: NormalQuantile(),
-            RULES[4]: Channels(tuple(sorted(self._chosen))),
+            RULES[4]: Channels(tuple(sorted(self._chosen[stream]))) if stream in self._chosen else TopFraction(1.0),
         }
-        return rules[knob["rule"].value]
+        return rules[title]
+
+    def _picked(self, title: str) -> set[int]:
+        """The channels that a rule selects here."""
+        return set(self._rule(title, self._stream).mask(self._weights()[None])[0].nonzero().flatten().tolist())
 
     def _step(self, by: int) -> None:
         item = self.knobs["item"]
@@ -245,18 +260,22 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         with self._silently():
             knob["frame"].value = min(knob["frame"].value, subject.frames - 1)
             knob["frame"].max = knob["play"].max = subject.frames - 1
-            logits = views.at(subject.explanation(subject.streams[0]).logits, knob["frame"].value)
+            logits = subject.explanation(subject.streams[0]).logits[0].cpu()
+            clip = logits.ndim == 2
+            logits = logits.mean(0) if clip else logits
             order = logits.argsort(descending=True).tolist()
-            knob["target"].options = [(f"{subject.outputs[k]}  ({float(logits[k]):.2f})", k) for k in order]
+            knob["target"].options = [
+                (f"{subject.outputs[k]}  ({'on average ' * clip}{float(logits[k]):.2f})", k) for k in order
+            ]
             knob["target"].value = order[0]
             if isinstance(subject, ClipSubject):
+                knob["play"].interval = round(1000 / subject.fps)
                 self.sound.value = b"" if subject.wave is None else wav_bytes(subject.wave)
                 self.sound.layout.display = "none" if subject.wave is None else ""
-        small = list(self._small)
-        here = knob["item"].value
-        if here < len(small):
-            small[here] = small[here].copy()
-            small[here][:3] = small[here][-3:] = small[here][:, :3] = small[here][:, -3:] = (213, 94, 0)
+        page, place = divmod(knob["item"].value, THUMBNAILS)
+        small = self._small[page * THUMBNAILS : (page + 1) * THUMBNAILS]
+        small[place] = small[place].copy()
+        small[place][:3] = small[place][-3:] = small[place][:, :3] = small[place][:, -3:] = (213, 94, 0)
         self.thumbnails.value = encoded(np.concatenate(small, 1))
         self._show_channels()
 
@@ -265,7 +284,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         with self._silently():
-            weights = self._weights()
+            weights = self._explained.channel_weights(self._method, self.knobs["target"].value)[0]  # of all frames
             self.knobs["k"].max = len(weights)
             low, high = float(weights.min()), float(weights.max())
             slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
@@ -275,15 +294,38 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             slider.min, slider.max = low, high + step
         self.redraw()
 
+    def _show_method(self, old: str, new: str) -> None:
+        """The paper's reading comes with the paper's rule, and takes it away again."""
+        with self._silently():
+            if new == "top-gate":
+                self.knobs["rule"].value = RULES[3]
+            elif old == "top-gate" and self.knobs["rule"].value == RULES[3]:
+                self.knobs["rule"].value = RULES[0]
+        self._show_channels()
+
+    def _show_rule(self, old: str, new: str) -> None:
+        """Picking by hand starts with what is selected."""
+        if self._quiet:
+            return
+        if new == RULES[4] and self._stream not in self._chosen:
+            self._chosen[self._stream] = self._picked(old)
+        self.redraw()
+
+    @property
+    def _explained(self) -> Explanation:
+        return self.subject.explanation(self._stream)
+
+    @property
+    def _method(self) -> Method:
+        return cast(Method, self.knobs["method"].value)
+
     def _weights(self) -> Tensor:
-        knob = self.knobs
-        ex = self.subject.explanation(self._stream)
-        return views.weights_at(ex, cast(Method, knob["method"].value), knob["target"].value, knob["frame"].value)
+        return views.weights_at(self._explained, self._method, self.knobs["target"].value, self.knobs["frame"].value)
 
     @property
     def _label(self) -> str:
         """What the channel weights are."""
-        return "influence (logit)" if self.knobs["method"].value == "influence" else "gate s"
+        return "influence (logit)" if self._method == "influence" else "gate s"
 
     @property
     def _stream(self) -> str:
@@ -293,9 +335,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     def _pick(self, place: int, on: bool) -> None:
         if self._quiet or place >= len(self._strip):
             return
-        if self.knobs["rule"].value != RULES[4]:  # what is selected now, but for this channel
-            self._chosen = set(self.rule.mask(self._weights()[None])[0].nonzero().flatten().tolist())
-        self._chosen = self._chosen | {self._strip[place]} if on else self._chosen - {self._strip[place]}
+        channels = self._picked(self.knobs["rule"].value)  # what is selected now, but for this channel
+        self._chosen[self._stream] = channels | {self._strip[place]} if on else channels - {self._strip[place]}
         with self._silently():
             self.knobs["rule"].value = RULES[4]
         self.redraw()
@@ -305,8 +346,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         knob, subject, stream = self.knobs, self.subject, self._stream
-        method, target, t = cast(Method, knob["method"].value), knob["target"].value, knob["frame"].value
-        ex, weights = subject.explanation(stream), self._weights()
+        method, target, t = self._method, knob["target"].value, knob["frame"].value
+        ex, weights = self._explained, self._weights()
         rule = self.rule
         chosen = rule.mask(weights[None])[0]
         for name, title in (("share", RULES[0]), ("k", RULES[1]), ("threshold", RULES[2])):
@@ -321,7 +362,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         )
         self._strip = weights.argsort(descending=True, stable=True)[:STRIP].tolist()
         with self._silently():
-            pictures = views.channel_maps(ex, self._strip, t, self._look)
+            pictures = views.channel_maps(ex, self._strip, t, self._look, frames=subject.frames)
             for place, (image, pick) in enumerate(zip(self.maps, self.picks, strict=True)):
                 there = place < len(self._strip)
                 image.layout.display = pick.layout.display = "" if there else "none"
@@ -337,6 +378,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             f'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
             f'<pre style="display:inline-block;margin:0 8px;color:{views.INK}">{html.escape(code)}</pre>'
         )
+        self._renew()
 
     def _alone(self, ex: Explanation, stream: str, chosen: Tensor) -> Tensor:
         """The logits with the chosen channels only, kept for the next frame or the way back."""
@@ -351,11 +393,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def _picture(self) -> NDArray[np.uint8]:
         knob, subject = self.knobs, self.subject
-        # Channels picked by hand are those of one stream; the others keep all of theirs.
-        picked = knob["rule"].value == RULES[4]
-        rules = {s: TopFraction(1.0) if picked and s != self._stream else self.rule for s in subject.streams}
+        rules = {s: self._rule(knob["rule"].value, s) for s in subject.streams}
         off = frozenset(name for name, switch in self.switches.items() if not switch.value)
-        wanted = Wanted(knob["method"].value, knob["target"].value, rules, self._look, knob["compare"].value, off)
+        wanted = Wanted(self._method, knob["target"].value, rules, self._look, knob["compare"].value, off)
         return subject.picture(wanted, knob["frame"].value)
 
     # ---- what remains of it ----------------------------------------------------------------------------------------------
@@ -365,10 +405,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """Data, model, item, method, target, channels and seed of what is shown."""
         knob, subject = self.knobs, self.subject
         at = f", frame {knob['frame'].value}" if subject.frames > 1 else ""
+        of = f" of the {self._stream}" if subject.frames > 1 else ""
         chosen = views.says(self.rule).removeprefix("selib.")
-        what = (
-            f"{subject.name}{at}; {knob['method'].value} for {subject.outputs[knob['target'].value]}, channels {chosen}"
-        )
+        what = f"{subject.name}{at}; {self._method} for {subject.outputs[knob['target'].value]}, channels{of} {chosen}"
         return f"{self._origin}: {what}" if self._origin else what
 
     def still(self) -> bytes:
@@ -379,19 +418,50 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""
-        knob = self.knobs
-        words = f"explorer {self.subject.name} {knob['method'].value} {self.subject.outputs[knob['target'].value]}"
-        path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', words).strip('-')}.png"
+        rival = self.knobs["compare"].value
+        words = [
+            "explorer",
+            self.caption.removeprefix(f"{self._origin}: "),
+            *[f"beside {rival}"] * (rival != views.NOTHING),
+        ]
+        name = re.sub(r"[^\w.]+", "-", " ".join(words))[:150].strip("-")
+        path = Path(folder) / f"{name}.png"
         with replacing(path) as part:
             part.write_bytes(self.still())
         self.saved.value = f"<span style='color:{views.INK}'>saved {html.escape(str(path.resolve()))}</span>"
         return path
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        import base64
+    def _ipython_display_(self) -> None:
+        """Two outputs: the widget, and a still picture that JupyterLab hides behind an empty widget and other pages show.
 
-        bundle = super()._repr_mimebundle_(**options)
-        return {**bundle, "image/png": base64.b64encode(self.still()).decode()}
+        It is another output because it is renewed when the knobs have come to rest, and the widget under the hand must not be.
+        """
+        self._hidden = ipywidgets.HTML(layout={"display": "none"})
+        display({kind: view for kind, view in self._repr_mimebundle_().items() if kind != "text/plain"}, raw=True)
+        self._stills.append(display(self._placard(), raw=True, display_id=True))
+
+    def _placard(self) -> dict[str, Any]:
+        picture = base64.b64encode(self.still()).decode()
+        return {**self._hidden._repr_mimebundle_(), "image/png": picture, "text/plain": self.caption}
+
+    def _renew(self) -> None:
+        """Have the still picture follow once nothing has moved for a second: it takes longer than a redraw."""
+        if self._due is not None:
+            self._due.cancel()
+        try:
+            self._due = asyncio.get_running_loop().call_later(1.0, self._hang) if self._stills else None
+        except RuntimeError:  # plain Python, where nothing is displayed
+            self._due = None
+
+    def _hang(self) -> None:
+        placard = self._placard()
+        for still in self._stills:
+            still.update(placard, raw=True)
+
+
+def _written(value: float) -> float:
+    """The value as :func:`selib.views.says` writes it, so that the copied lines select the same channels."""
+    return float(f"{value:g}")
 
 
 def wav_bytes(wave: NDArray[np.int16], rate: int = 16000) -> bytes:

@@ -364,6 +364,46 @@ def test_a_folder_is_explained_and_a_bad_file_is_skipped(
     assert not (tmp_path / "none").exists()
 
 
+def test_no_file_is_overwritten_by_its_overlay(
+    tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(photographs[0]).parent
+    before = {path: path.read_bytes() for path in map(Path, photographs)}
+    for files, out, message in (
+        (photographs, folder, "two.png would be overwritten by its own overlay"),
+        ([str(folder)], folder, "is the folder of the images"),
+    ):
+        assert main(["explain", *files, "--checkpoint", str(checkpoint), "--out", str(out)]) == 2
+        assert message in error(capsys)
+    inside = folder / "maps"  # a second run does not explain what the first one wrote
+    for _ in range(2):
+        assert main(["explain", str(folder), "--checkpoint", str(checkpoint), "--out", str(inside)]) == 0
+        assert len((inside / "explanations.jsonl").read_text().splitlines()) == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_photograph_on_its_side_is_turned_upright(tmp_path: Path, checkpoint: Path) -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8))
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # orientation: turn it by 90 degrees clockwise to see it
+    upright.save(tmp_path / "upright.png")
+    turned.save(tmp_path / "phone.png", exif=exif)
+    (tmp_path / "a_$5_or_$6.png").write_bytes((tmp_path / "upright.png").read_bytes())  # no formula
+    assert main(["explain", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    overlays = [np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("upright", "phone", "a_$5_or_$6")]
+    assert np.array_equal(overlays[0], overlays[1]) and np.array_equal(overlays[0], overlays[2])
+
+
+def test_a_photograph_and_its_film_of_one_name_are_both_explained(tmp_path: Path, checkpoint: Path) -> None:
+    from selib import video
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, 34, 46, 3), dtype=np.uint8)
+    video.write(tmp_path / "IMG_1.mp4", list(frames), fps=10)
+    Image.fromarray(frames[0]).save(tmp_path / "IMG_1.jpg")
+    assert main(["explain", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("IMG_1*")} == {"IMG_1.png", "IMG_1.mp4"}
+
+
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_video_is_explained_frame_by_frame(tmp_path: Path, checkpoint: Path, sound: bool) -> None:
     from selib import video

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import wave as wav
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ from PIL import Image
 from tiny_models import Detector, detector
 from torch import Tensor, nn
 
-from selib import attach_se, clips, explain, plot, views, widgets
+from selib import attach_se, clips, explain, plot, study, views, widgets
 from selib.data import ImageSet, normalize
 from selib.select import Channels, TopFraction, TopK
 
@@ -186,18 +187,71 @@ def test_the_two_lines_reproduce_the_view(model: Eyes, images: ImageSet) -> None
     assert names["heatmap"].shape == (1, 32, 24)
 
 
-def test_a_picture_of_the_last_state_stands_where_no_widget_can(model: Eyes, images: ImageSet, tmp_path: Any) -> None:
+def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
+    """In a kernel: the knob is moved after the widget was displayed, and the notebook's second output follows."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [
+        "import sys, asyncio\nsys.path.insert(0, " + repr(str(Path(__file__).parent)) + ")\nimport torch\nfrom test_explorer import Eyes, attach_se, widgets, CLASSES\n"
+        "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\nex = widgets.explorer(model, torch.zeros(2, 3, 32, 24, dtype=torch.uint8), classes=CLASSES)",
+        "ex",
+        "ex.knobs['opacity'].value = 0.2\nfor share in (0.7, 0.4, 0.1):\n    ex.knobs['share'].value = share",
+        "await asyncio.sleep(1.5)",
+        "print(ex.caption)",
+    ]  # fmt: skip
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120).execute()
+    widget, still = notebook.cells[1].outputs
+    assert set(widget.data) == {study.WIDGET} and set(still.data) == {study.WIDGET, "image/png", "text/plain"}
+    assert still.data["text/plain"] == notebook.cells[4].outputs[0].text.strip() and "TopFraction(0.1)" in still.data["text/plain"]  # fmt: skip
+    cleaned = study.clean(notebook)
+    (left,) = cleaned.cells[1].outputs
+    assert set(left.data) == {"image/png", "text/plain"} and "widgets" not in cleaned.metadata
+    assert Image.open(io.BytesIO(base64.b64decode(left.data["image/png"]))).width > 168 * 2
+
+
+def test_a_picture_is_saved_under_the_name_of_what_it_shows(model: Eyes, images: ImageSet, tmp_path: Any) -> None:
     widget = widgets.explorer(model, images, seed=7)
-    bundle = widget._repr_mimebundle_()
-    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(bundle)
-    first = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
-    assert first.width > 168 * 2
+    target = CLASSES[widget.knobs["target"].value]
     widget.knobs["share"].value = 0.1
-    assert widget._repr_mimebundle_()["image/png"] != bundle["image/png"]
-    assert widget.caption == f"noise (synthetic), Eyes, seed 7: image 0, one; influence for {CLASSES[widget.knobs['target'].value]}, channels TopFraction(0.1)"  # fmt: skip
+    assert widget.caption == f"noise (synthetic), Eyes, seed 7: image 0, one; influence for {target}, channels TopFraction(0.1)"  # fmt: skip
     path = widget.save(tmp_path)
     assert path.read_bytes() == widget.still() and str(path) in widget.saved.value
-    assert path.name == f"explorer-image-0-one-influence-{['one', 'two-b', 'three'][widget.knobs['target'].value]}.png"
+    plain = target.replace(" <b>", "-b-")
+    assert path.name == f"explorer-image-0-one-influence-for-{plain}-channels-TopFraction-0.1.png".replace("--", "-")
+    widget.knobs["compare"].value = "Grad-CAM"
+    assert widget.save(tmp_path) != path and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images)
+    knob = widget.knobs
+    knob["method"].value = "top-gate"
+    assert knob["rule"].value == "paper's rule"
+    want = explain(model, images.batch([0])).selected("top-gate")
+    assert f"{int(want.sum())} of 16 channels selected" in widget.gates.value
+    knob["method"].value = "influence"
+    assert knob["rule"].value == "top share" and "16 of 16" in widget.gates.value
+    knob["rule"].value, knob["k"].value = "k channels", 3
+    knob["rule"].value = "picked by hand"  # starts with what was selected
+    assert "3 of 16" in widget.gates.value and widget.rule == Channels(tuple(sorted(widget._strip[:3])))
+
+
+def test_maps_of_tokens_are_not_given_to_the_cams(images: ImageSet) -> None:
+    class Tokens(Eyes):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.tokens(self.body(x).flatten(2).mT).mean(1))
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Linear(16, 16)
+
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    attach_se(model, torch.randn(2, 3, 32, 32), at="tokens")
+    widget = widgets.explorer(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), classes=CLASSES)
+    assert widget.knobs["compare"].options == ("nothing",)
 
 
 def test_what_does_not_fit_is_refused(model: Eyes, images: ImageSet) -> None:
@@ -317,6 +371,38 @@ def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() ->
     assert widget.view.value == before and len(model.seen) == runs
 
 
+def test_a_rival_is_not_made_again_while_the_selection_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], views.baselines.clip_grad_cam
+    monkeypatch.setattr(views.baselines, "clip_grad_cam", lambda *given: made.append(given[2]) or real(*given))
+    widget, _, _ = player()
+    widget.knobs["compare"].value = "Grad-CAM"
+    for share in np.linspace(0.02, 1, 40).round(2):  # more selections than maps are kept
+        widget.knobs["share"].value = share
+    assert made == ["face", "body"]
+
+
+def test_channels_are_picked_for_each_stream() -> None:
+    widget, _, _ = player()
+    widget.picks[0].value = False
+    dropped = widget._strip[0]
+    face = widget.rule
+    widget.knobs["stream"].value = "body"
+    assert "picked by hand" == widget.knobs["rule"].value and widget.rule == TopFraction(1.0)
+    widget.picks[1].value = False
+    assert isinstance(widget.rule, Channels) and widget._strip[1] not in widget.rule.indices
+    widget.knobs["stream"].value = "face"
+    assert widget.rule == face and dropped not in face.indices
+
+
+def test_the_threshold_reaches_over_all_frames() -> None:
+    widget, model, found = player()
+    ex = explain(model, found["long"][0]).streams["face"]
+    influence = ex.influence(0)[0]
+    slider = widget.knobs["threshold"]
+    assert slider.min == pytest.approx(float(influence.min())) and slider.max >= float(influence.max())
+    assert influence.max() > influence[:, 0].max()
+
+
 def test_another_clip_brings_its_length_and_its_sound() -> None:
     widget, _, found = player()
     widget.knobs["frame"].value = 19
@@ -331,6 +417,10 @@ def test_clips_need_modalities_a_fusion_and_a_stream_of_pictures() -> None:
     _, model, found = player()
     with pytest.raises(ValueError, match="nothing to look at"):
         widgets.explorer(model, {})
+    with pytest.raises(ValueError, match="2 class names do not fit 1 logits"):
+        widgets.explorer(model, found, classes=["speaks", "is silent"])
+    with pytest.raises(ValueError, match=r"long: there is no stream of grey pictures \(1, T, H, W\) among audio"):
+        widgets.explorer(model, {"long": ({"audio": found["long"][0]["audio"]}, None, None)})
     with pytest.raises(ValueError, match="6 fused channels are no 4 equal segments"):
         widgets.explorer(model, found, modalities=("a", "b", "c", "d"))
     single = Detector().eval()
