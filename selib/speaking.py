@@ -644,7 +644,7 @@ def street(clips: SpeakerSet, rows: Sequence[int], film: Path, boxes: Path) -> t
 # ---- cost ------------------------------------------------------------------------------------------------------------------
 
 
-def cost(model: ActiveSpeaker, *, frames: int = 100, rounds: int = 15) -> tuple[float, dict[str, float]]:
+def cost(model: ActiveSpeaker, *, frames: int = 100, rounds: int = 9) -> tuple[float, dict[str, float]]:
     """What one clip of ``frames`` frames costs: the seconds of the bare forward pass, and explanations of several kinds in forward passes.
 
     Medians over the rounds. An explanation is compared with the passes right before and after it: the machine's speed wanders.
