@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selib import baselines, data, heatmap, metrics, plot, widgets
     from selib.attach import attach_se, detach_se
     from selib.explanation import Explanation, Modalities, SEExplainer, Streams, explain, native_se
     from selib.gates import FeatureCache, GateReport, StreamsGateReport, cache_features, channel_test, fit_gates
@@ -28,17 +29,21 @@ _WHERE = {
     "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
     "train": ("attribute_scores", "evaluate", "fit", "load_checkpoint", "load_weights", "predict", "save_checkpoint"),
 }
+_MODULES = ("baselines", "data", "heatmap", "metrics", "plot", "widgets")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "All", "Channels", "Explanation", "FeatureCache", "GateReport", "Modalities", "NormalQuantile", "SEBlock", "SEExplainer", "Streams", "StreamsGateReport",
-    "TargetSEBlock", "Threshold", "TopFraction", "TopK", "attach_se", "attribute_scores", "cache_features", "channel_test", "detach_se", "evaluate",
-    "explain", "fit", "fit_gates", "load_checkpoint", "load_weights", "native_se", "predict", "save_checkpoint",
+    "TargetSEBlock", "Threshold", "TopFraction", "TopK", "attach_se", "attribute_scores", "baselines", "cache_features", "channel_test", "data",
+    "detach_se", "evaluate", "explain", "fit", "fit_gates", "heatmap", "load_checkpoint", "load_weights", "metrics", "native_se", "plot",
+    "predict", "save_checkpoint", "widgets",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"selib.{name}")
     if name in _MODULE_OF:
         return getattr(import_module(f"selib.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'selib' has no attribute {name!r}")

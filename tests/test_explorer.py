@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_models import Detector, detector
 from torch import Tensor, nn
 
+import selib
 from selib import attach_se, clips, explain, plot, study, views, widgets
 from selib.data import ImageSet, normalize
 from selib.select import Channels, TopFraction, TopK
@@ -271,6 +272,12 @@ def test_a_network_with_blocks_of_its_own_has_no_rivals(images: ImageSet) -> Non
     torch.manual_seed(0)
     widget = widgets.explorer(mobilenet_v3_small(num_classes=3).eval(), images.images[:1], classes=CLASSES)
     assert widget.knobs["compare"].options == ("nothing",) and pixels(widget.view).std() > 0
+
+
+def test_it_is_found_where_the_readme_says() -> None:
+    assert selib.__getattr__("widgets") is widgets  # after a plain `import selib`
+    with pytest.raises(AttributeError, match="has no attribute 'widget'"):
+        selib.__getattr__("widget")
 
 
 # ---- drawings ------------------------------------------------------------------------------------------------------------
