@@ -49,7 +49,8 @@ test: .venv/.installed
 		-n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: .venv/.installed
-	SELIB_DATA=$(abspath $(DATA)) $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=. notebooks/00_quickstart.ipynb $(ARGS)
+	SELIB_DATA=$(abspath $(DATA)) $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=. \
+		--LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(ARGS)
 
 publish: .venv/.installed
 	$(BIN)/python -c 'from selib import study; study.publish("runs/$(PROFILE)")'
