@@ -167,6 +167,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         ]
         self._strip: list[int] = []  # the channels of the strip
         self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
+        self._hidden = ipywidgets.HTML(layout={"display": "none"})
         self._stills: list[Any] = []  # handles of the still pictures on the page
         self._due: asyncio.TimerHandle | None = None
         self._effects: dict[tuple[int, str, bytes], Tensor] = {}
@@ -436,7 +437,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
         It is another output because it is renewed when the knobs have come to rest, and the widget under the hand must not be.
         """
-        self._hidden = ipywidgets.HTML(layout={"display": "none"})
         display({kind: view for kind, view in self._repr_mimebundle_().items() if kind != "text/plain"}, raw=True)
         self._stills.append(display(self._placard(), raw=True, display_id=True))
 
