@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from selib import plot, video
-from selib.attach import bare, to_device
+from selib.attach import bare
 from selib.audio import ROWS, mfcc
 from selib.explanation import Method, SEExplainer, Streams
 from selib.select import Select
@@ -535,12 +535,11 @@ def _explain(
 ) -> None:  # fmt: skip
     pieces = max(1, math.ceil(len(one.span) / window))
     edges = np.linspace(one.span.start, one.span.stop, pieces + 1).round().astype(int)
-    device = next(explainer.model.parameters()).device
     said: list[NDArray[Any]] = []
     maps: dict[str, list[NDArray[np.uint8]]] = {}
     for first, last in pairwise(edges):
         piece = range(int(first), int(last))
-        ex = explainer(to_device(_inputs(one.crops, wave, piece, one.span.start, streams, fps), device))
+        ex = explainer(_inputs(one.crops, wave, piece, one.span.start, streams, fps))
         said.append(probability(ex.logits[0], target))
         blocks = ex.streams if isinstance(ex, Streams) else {}
         for name in ("face", "body"):

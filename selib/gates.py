@@ -157,7 +157,7 @@ def cache_features(
     ):
         for batch in tqdm(loader, desc="features", disable=not progress, leave=False):
             inputs, labels = _inputs(batch)
-            ex = explainer(to_device(inputs, block.fc1.weight.device))
+            ex = explainer(inputs)
             assert isinstance(ex, Explanation)
             if head is None:
                 head = ex._head

@@ -388,11 +388,10 @@ class Worth:
 
 def worth(model: nn.Module, batches: Sequence[tuple[Mapping[str, Tensor], Sequence[int]]]) -> Worth:
     """The worth of the modalities in clips, given as (inputs of one clip, its labels)."""
-    device = next(model.parameters()).device
     influence, share, gates = [], [], []
     names: tuple[str, ...] = ()
     for inputs, labels in batches:
-        found = streams_of(model, to_device(inputs, device)).modalities(0)
+        found = streams_of(model, inputs).modalities(0)
         names = tuple(found.names)
         falls = found.influence[0].double().cpu().numpy()[:, np.asarray(labels, bool)]  # (M, speaking frames)
         size = np.abs(falls).mean(1)
@@ -527,11 +526,10 @@ def gate_variants(
         {modality: {"top 10 % by gate", "top 10 % by influence", "random 10 %", "none": scores of each clip}}, and "all" for all segments
         at once. "none" closes the segment.
     """
-    device = next(model.parameters()).device
     rule = TopFraction(0.10)
     found: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for row in range(len(clips)):
-        ex = streams_of(model, to_device(clips.clip(row)[0], device)).streams["fusion"]
+        ex = streams_of(model, clips.clip(row)[0]).streams["fusion"]
         segments = dict(zip(model.modalities, ex.gates[0].chunk(len(model.modalities)), strict=True))
         influence = ex.influence(0)[0].abs().mean(1).chunk(len(segments))
         generator = torch.Generator().manual_seed(seed * 100003 + row)

@@ -123,6 +123,11 @@ def _cells(ex: Explanation, method: Method, target: int, rule: Select) -> Tensor
     return normalize(raw.relu() if method == "influence" else raw)
 
 
+def _check_names(outputs: Sequence[str], logits: Tensor) -> None:
+    if logits.shape[-1] != len(outputs):
+        raise ValueError(f"{len(outputs)} class names do not fit {logits.shape[-1]} logits: pass classes=")
+
+
 def says(rule: Select) -> str:
     """A selection rule as it is written in Python."""
     inside = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in vars(rule).values())
@@ -279,10 +284,7 @@ class ImageSubject:
         found = explain(self._model, self._inputs)
         if not isinstance(found, Explanation):
             raise TypeError("the model has several SE blocks: the explorer shows images of models with one")
-        if found.logits.shape[-1] != len(self.outputs):
-            raise ValueError(
-                f"{len(self.outputs)} class names do not fit {found.logits.shape[-1]} logits: pass classes="
-            )
+        _check_names(self.outputs, found.logits)
         if found.features.ndim != 4:
             raise ValueError("the SE block sits on a vector, which has no positions: attach it before the pooling, at=")
         return found
@@ -392,10 +394,7 @@ class ClipSubject:
         channels = found.streams["fusion"].gates.shape[1]
         if channels % len(self.modalities):
             raise ValueError(f"{channels} fused channels are no {len(self.modalities)} equal segments: {', '.join(self.modalities)}")  # fmt: skip
-        if found.logits.shape[-1] != len(self.outputs):
-            raise ValueError(
-                f"{len(self.outputs)} class names do not fit {found.logits.shape[-1]} logits: pass classes="
-            )
+        _check_names(self.outputs, found.logits)
         if not any(stream in found.streams for stream in self.pictures):
             raise ValueError(f"no SE block on a stream of pictures: {', '.join(self.pictures)} have none")
         return found
