@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
-from selib.data import available, catalog, load_faces
-from selib.data.cache import cores, forget
-from selib.data.objects import data_root
-from selib.results import machine
+from studies.data import available, catalog, load_faces
+from studies.data.cache import cores, forget
+from studies.data.objects import data_root
+from studies.results import machine
 
 
 def main() -> None:
@@ -48,7 +48,13 @@ def main() -> None:
     shown = {title: round(rate) for title, rate in rates.items()}
     print(
         json.dumps(
-            {"data": name, "images": len(faces), "size": chosen.size, "batch": chosen.batch, "images/s": shown}
+            {
+                "data": name,
+                "images": len(faces),
+                "size": chosen.size,
+                "batch": chosen.batch,
+                "images/s": shown,
+            }
             | {"threads": cores()}
             | machine("cpu"),
             indent=1,

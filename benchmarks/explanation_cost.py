@@ -13,8 +13,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from selib import attach_se, baselines, explain
-from selib.models import build
-from selib.results import machine
+from studies.networks import build
+from studies.results import machine
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -46,7 +46,11 @@ def main() -> None:
         "Grad-CAM": seconds(lambda: baselines.cams(model, block.features)["Grad-CAM"](images, targets)),
     }
     row = {name: {"ms": round(1000 * s, 2), "over forward": round(s / bare, 3)} for name, s in cost.items()}
-    print(json.dumps({"network": chosen.network, "batch": chosen.batch, "cost": row, **machine("cpu")}, indent=1))
+    print(
+        json.dumps(
+            {"network": chosen.network, "batch": chosen.batch, "cost": row, **machine("cpu")}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import torch
 from torchvision.models import resnet18
 
 from selib import attach_se, load_checkpoint, widgets
-from selib.data import load, load_speakers
-from selib.models import SHIPPED
-from selib.profiles import base
-from selib.results import machine, save
+from studies.data import load, load_speakers
+from studies.networks import SHIPPED
+from studies.profiles import base
+from studies.results import machine, save
 
 MOVES = 60
 
@@ -48,8 +48,13 @@ def moved(explorer: widgets.Explorer) -> dict[str, tuple[list[float], list[float
             found[name] = new, [timed(control, value) for value in islice(cycle(values), MOVES)]
             if name == "frame":  # with some channels left out, each frame has channels and logits of its own
                 knobs["share"].value = 0.3
-                found["frame, top 30 %"] = [timed(control, value) for value in values[:-1]], [timed(control, value) for value in islice(cycle(values), MOVES)]  # fmt: skip
-    picks = [timed(pick, not pick.value) for pick in islice(cycle(explorer.picks), MOVES)]  # always another selection
+                found["frame, top 30 %"] = (
+                    [timed(control, value) for value in values[:-1]],
+                    [timed(control, value) for value in islice(cycle(values), MOVES)],
+                )
+    picks = [
+        timed(pick, not pick.value) for pick in islice(cycle(explorer.picks), MOVES)
+    ]  # always another selection
     found["pick a channel"] = picks, picks
     return found
 
@@ -82,10 +87,18 @@ def main() -> None:
     rows = []
     for name, explorer in explorers().items():
         for knob, (new, later) in moved(explorer).items():
-            rows.append([name, knob, float(np.median(new)), float(np.median(later)), float(np.quantile(later, 0.95))])
+            rows.append(
+                [name, knob, float(np.median(new)), float(np.median(later)), float(np.quantile(later, 0.95))]
+            )
     table = {
         "caption": "Kernel time of a redraw of the explorer after one move of a knob, in milliseconds",
-        "columns": ["view", "knob", "median, first seen", "median, seen before", "95th percentile, seen before"],
+        "columns": [
+            "view",
+            "knob",
+            "median, first seen",
+            "median, seen before",
+            "95th percentile, seen before",
+        ],
         "rows": rows,
         "notes": [
             f"First seen: each value once; seen before: {MOVES} moves through the same values. It depends on the machine."

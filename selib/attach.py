@@ -286,7 +286,10 @@ def _candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> list[Site]
     shapes = [t.shape for t in tensors(inputs)]
     contrast = any(_varies(t.flatten(1)) for t in tensors(inputs) if t.ndim > 1)
     sites: dict[int, Site] = {}
-    for name, output in outputs:  # children return before their parents, so the outermost name of a tensor wins
+    for (
+        name,
+        output,
+    ) in outputs:  # children return before their parents, so the outermost name of a tensor wins
         layout = map_layout(output.shape, shapes, frames) if output.ndim else None
         if layout and layout.channels > 1 and calls[name] == 1 and len(output) == len(logits):
             positions = channels_first(output, layout.layout, layout.prefix).flatten(2)
@@ -355,7 +358,9 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
         return bool(reached.any())
 
     with evaluating(model):
-        inputs = _one_sample(example)  # a few forward passes follow: shapes and NaN need no more than one sample
+        inputs = _one_sample(
+            example
+        )  # a few forward passes follow: shapes and NaN need no more than one sample
         candidates = _candidates(model, inputs, example)
         for site in reversed(candidates):
             if feeds(site):
@@ -392,7 +397,9 @@ def _named_site(model: nn.Module, example: Inputs, name: str) -> Site:
     with evaluating(model), hooked((names[name], lambda m, a, output: outputs.append(output))):
         logits = logits_of(_try(model, example, example), example)
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
-        found = f"is called {len(outputs)} times" if len(outputs) != 1 else f"returns {type(outputs[0]).__name__}"
+        found = (
+            f"is called {len(outputs)} times" if len(outputs) != 1 else f"returns {type(outputs[0]).__name__}"
+        )
         raise ValueError(
             f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor (B, C, …)"
         )
@@ -459,7 +466,10 @@ def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayou
     # A copy of the map: an in-place ReLU may follow it.
     watch = [(model.get_submodule(site.name), lambda m, args, output: maps.append(output.clone()))]
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    with evaluating(model), hooked(*watch, *((m, lambda m, a, out: calls.append((m, a[0], out))) for m in layers)):
+    with (
+        evaluating(model),
+        hooked(*watch, *((m, lambda m, a, out: calls.append((m, a[0], out))) for m in layers)),
+    ):
         output = _try(model, example, example)
         logits = logits_of(output)
         if calls and not layout.prefix and maps[0].ndim > 2:
@@ -495,14 +505,28 @@ def _home(model: nn.Module) -> nn.Module:
 
 @overload
 def attach_se(
-    model: nn.Module, example: Inputs, *, at: str | None = ..., reduction: int = ..., start: Start = ...,
-    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ..., per_target: bool = ...,
-) -> SEBlock: ...  # fmt: skip
+    model: nn.Module,
+    example: Inputs,
+    *,
+    at: str | None = ...,
+    reduction: int = ...,
+    start: Start = ...,
+    layout: Layout | None = ...,
+    pool: Literal["sample", "batch"] = ...,
+    per_target: bool = ...,
+) -> SEBlock: ...
 @overload
 def attach_se(
-    model: nn.Module, example: Inputs, *, at: Mapping[str, str], reduction: int = ..., start: Start = ...,
-    layout: Layout | None = ..., pool: Literal["sample", "batch"] = ..., per_target: Literal[False] = ...,
-) -> dict[str, SEBlock]: ...  # fmt: skip
+    model: nn.Module,
+    example: Inputs,
+    *,
+    at: Mapping[str, str],
+    reduction: int = ...,
+    start: Start = ...,
+    layout: Layout | None = ...,
+    pool: Literal["sample", "batch"] = ...,
+    per_target: Literal[False] = ...,
+) -> dict[str, SEBlock]: ...
 def attach_se(
     model: nn.Module,
     example: Inputs,
@@ -574,7 +598,10 @@ def attach_blocks(
     blocks: dict[str, SEBlock] = {}
     averaged: nn.Linear | None = None
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
-        sites = {s: find_site(model, example) if w is None else _named_site(model, example, w) for s, w in at.items()}
+        sites = {
+            s: find_site(model, example) if w is None else _named_site(model, example, w)
+            for s, w in at.items()
+        }
         for stream, site in sites.items():
             o, found = options[stream], site.layout
             if o.layout and o.layout != found.layout:
@@ -582,20 +609,34 @@ def attach_blocks(
             if o.per_target:
                 averaged, rectifies = _linear_head(model, example, site, found)
                 blocks[stream] = TargetSEBlock(
-                    found.channels, averaged.out_features, o.reduction, start=o.start, layout=found.layout, grid=found.grid, pool=o.pool,
+                    found.channels,
+                    averaged.out_features,
+                    o.reduction,
+                    start=o.start,
+                    layout=found.layout,
+                    grid=found.grid,
+                    pool=o.pool,
                     rectifies=rectifies,
-                )  # fmt: skip
+                )
             else:
                 blocks[stream] = SEBlock(
-                    found.channels, o.reduction, start=o.start, layout=found.layout, prefix=found.prefix, grid=found.grid, pool=o.pool
-                )  # fmt: skip
+                    found.channels,
+                    o.reduction,
+                    start=o.start,
+                    layout=found.layout,
+                    prefix=found.prefix,
+                    grid=found.grid,
+                    pool=o.pool,
+                )
             blocks[stream].site, blocks[stream].stream, blocks[stream].frames = site.name, stream, site.frames
     for block in blocks.values():
         module = model.get_submodule(block.site)
         reference = next(iter(module.parameters()), next(iter(model.parameters()), torch.empty(0)))
         block.to(reference.device)
         block.train(model.training)
-        module.__dict__[f"_{ATTRIBUTE}"] = block  # past Module.__setattr__: the block is registered once, at home
+        module.__dict__[f"_{ATTRIBUTE}"] = (
+            block  # past Module.__setattr__: the block is registered once, at home
+        )
         module.register_forward_hook(_apply_block)
     if averaged is not None:
         averaged.__dict__[f"_{ATTRIBUTE}"] = blocks[""]
@@ -608,7 +649,9 @@ def attach_blocks(
 def _check_streams(at: Mapping[str, str]) -> None:
     wrong = [name for name in at if not name or "." in name or hasattr(nn.ModuleDict, name)]
     if wrong or not at:
-        raise ValueError(f"at={dict(at)}: it needs stream names without dots that are no methods of nn.ModuleDict")
+        raise ValueError(
+            f"at={dict(at)}: it needs stream names without dots that are no methods of nn.ModuleDict"
+        )
     if len(set(at.values())) < len(at):
         raise ValueError(f"at={dict(at)}: every stream needs a module of its own")
 

@@ -47,7 +47,8 @@ def cams(
     model = bare(model)
     module = _find(model, layer)
     plus_plus = [
-        _finish(_grad_cam(grad_cam.GradCAMPlusPlus, model, m)) for m in [module, *(_find(model, e) for e in earlier)]
+        _finish(_grad_cam(grad_cam.GradCAMPlusPlus, model, m))
+        for m in [module, *(_find(model, e) for e in earlier)]
     ]
 
     def refine(images: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +106,9 @@ def eigen_cam(model: nn.Module, layer: Layer) -> Explainer:
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         features, _ = features_of(model, module, images)
         positions = features.float().flatten(2)
-        _, values, directions = torch.linalg.svd(positions - positions.mean(2, keepdim=True), full_matrices=False)
+        _, values, directions = torch.linalg.svd(
+            positions - positions.mean(2, keepdim=True), full_matrices=False
+        )
         maps = (values[:, :1] * directions[:, 0]).view(-1, *features.shape[2:])
         return torch.where(maps.amax((1, 2), keepdim=True) < -maps.amin((1, 2), keepdim=True), -maps, maps)
 
@@ -183,7 +186,9 @@ def uniform_noise(seed: int = 0, *, cells: int = 8) -> Explainer:
 
 def centre_prior(images: Tensor, targets: Tensor) -> Tensor:
     """A Gaussian at the centre of every image, its σ a quarter of each side: where photographers put the object."""
-    rows, columns = ((torch.arange(n, device=images.device) - (n - 1) / 2) * (4 / n) for n in images.shape[2:])
+    rows, columns = (
+        (torch.arange(n, device=images.device) - (n - 1) / 2) * (4 / n) for n in images.shape[2:]
+    )
     hill = torch.exp(-0.5 * (rows[:, None].square() + columns.square()))
     return normalize(hill.expand(len(images), *images.shape[2:]))
 
@@ -250,10 +255,14 @@ def _find(model: nn.Module, layer: Layer) -> nn.Module:
         module = dict(model.named_modules()).get(layer)
         if module is None or not layer:
             close = difflib.get_close_matches(layer, names.values(), n=3, cutoff=0.3)
-            raise ValueError(f"layer={layer!r}: the model has no such module; close: {', '.join(close) or 'none'}")
+            raise ValueError(
+                f"layer={layer!r}: the model has no such module; close: {', '.join(close) or 'none'}"
+            )
         return module
     if layer not in names:
-        raise ValueError(f"layer={type(layer).__name__} is not part of the model: pass one of its modules, or a name")
+        raise ValueError(
+            f"layer={type(layer).__name__} is not part of the model: pass one of its modules, or a name"
+        )
     return layer
 
 
@@ -315,7 +324,11 @@ def _graph_starts_at(module: nn.Module) -> Iterator[Callable[[], Any]]:
 
 def _torchcam(method: Callable[..., Any], model: nn.Module, module: nn.Module, **options: Any) -> Explainer:
     def raw(images: Tensor, targets: Tensor) -> Tensor:
-        with gradients(model), _graph_starts_at(module) as copy_downstream, method(model, module, **options) as cam:
+        with (
+            gradients(model),
+            _graph_starts_at(module) as copy_downstream,
+            method(model, module, **options) as cam,
+        ):
             copy_downstream()
             return cam(targets.tolist(), logits_of(model(images)), normalized=False)[0]
 
@@ -334,8 +347,12 @@ def _grad_cam(method: Callable[..., Any], model: nn.Module, module: nn.Module) -
                 if cam.uses_gradients:
                     logits.gather(1, targets[:, None]).sum().backward()
                 seen = cam.activations_and_grads
-                found = [t.float().numpy() for t in (*seen.activations, *seen.gradients)]  # F, and its gradient if any
-                return torch.from_numpy(cam.get_cam_image(images, module, targets, found[0], found[-1], False))
+                found = [
+                    t.float().numpy() for t in (*seen.activations, *seen.gradients)
+                ]  # F, and its gradient if any
+                return torch.from_numpy(
+                    cam.get_cam_image(images, module, targets, found[0], found[-1], False)
+                )
             finally:
                 cam.activations_and_grads.release()
 

@@ -36,7 +36,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute the notebooks into runs/<profile>/")
     run.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="name or number, such as 04_objects or 04; default: all"
+        "notebooks",
+        nargs="*",
+        metavar="NOTEBOOK",
+        help="name or number, such as 04_objects or 04; default: all",
     )
     run.add_argument("--profile", metavar="smoke|standard|full", help="default: SELIB_PROFILE, else standard")
     run.add_argument("--data", metavar="DIR", help="where the data sets lie; default: SELIB_DATA, else data")
@@ -44,9 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="notebooks at once; they share the cores (default 1)"
     )
-    run.add_argument("--resume", action="store_true", help="skip what is done with the same source and parameters")
     run.add_argument(
-        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set a notebook parameter"
+        "--resume", action="store_true", help="skip what is done with the same source and parameters"
+    )
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a notebook parameter",
     )
     run.set_defaults(command=_run)
 
@@ -66,19 +76,32 @@ def _parser() -> argparse.ArgumentParser:
         if name != "list":
             action.add_argument("name", metavar="NAME")
         if name == "make":
-            action.add_argument("-n", dest="count", type=int, metavar="COUNT", help="training images or clips")
+            action.add_argument(
+                "-n", dest="count", type=int, metavar="COUNT", help="training images or clips"
+            )
             action.add_argument("--seed", type=int, default=0, metavar="S")
-            action.add_argument("--videos", metavar="DIR", help="for ava-asd: its videos and their annotations")
-        action.add_argument("--data", metavar="DIR", help="where the data sets lie; default: SELIB_DATA, else data")
+            action.add_argument(
+                "--videos", metavar="DIR", help="for ava-asd: its videos and their annotations"
+            )
+        action.add_argument(
+            "--data", metavar="DIR", help="where the data sets lie; default: SELIB_DATA, else data"
+        )
         action.set_defaults(command=_data, action=name)
 
     explain = commands.add_parser("explain", help="heatmaps of images, of folders of them, and of videos")
     explain.add_argument("files", nargs="+", metavar="IMAGE|VIDEO|FOLDER", type=Path)
-    explain.add_argument("--checkpoint", required=True, metavar="FILE", help="written by selib.train.save_checkpoint")
-    explain.add_argument("--method", default="influence", choices=("influence", "gate", "top-gate"))
-    explain.add_argument("--target", metavar="K", help="output, by number or name; default: that of the largest logit")
     explain.add_argument(
-        "--boxes", metavar="CSV", type=Path, help="for a detector of speakers: where the people of the video are"
+        "--checkpoint", required=True, metavar="FILE", help="written by selib.train.save_checkpoint"
+    )
+    explain.add_argument("--method", default="influence", choices=("influence", "gate", "top-gate"))
+    explain.add_argument(
+        "--target", metavar="K", help="output, by number or name; default: that of the largest logit"
+    )
+    explain.add_argument(
+        "--boxes",
+        metavar="CSV",
+        type=Path,
+        help="for a detector of speakers: where the people of the video are",
     )
     explain.add_argument("--out", required=True, metavar="DIR", type=Path)
     explain.set_defaults(command=_explain)
@@ -86,9 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from selib import study
+    from studies import run as study
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, and so ends the workers and their kernels
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # unwinds, and so ends the workers and their kernels
     outcomes = study.run(
         chosen.notebooks,
         profile=chosen.profile,
@@ -105,7 +130,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
-    from selib.report import report
+    from studies.report import report
 
     for path in report(chosen.run):
         print(path)
@@ -113,7 +138,7 @@ def _report(chosen: argparse.Namespace) -> int:
 
 
 def _data(chosen: argparse.Namespace) -> int:
-    from selib.data import catalog
+    from studies.data import catalog
 
     if chosen.action == "list":
         for line in catalog.list_sets(chosen.data):
@@ -131,7 +156,12 @@ def _explain(chosen: argparse.Namespace) -> int:
     from selib.files import explain_files
 
     skipped = explain_files(
-        chosen.files, chosen.checkpoint, chosen.out, method=chosen.method, target=chosen.target, boxes=chosen.boxes
+        chosen.files,
+        chosen.checkpoint,
+        chosen.out,
+        method=chosen.method,
+        target=chosen.target,
+        boxes=chosen.boxes,
     )
     if skipped:
         print(f"selib: error: {skipped} of the files could not be explained, see above", file=sys.stderr)

@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selib.attach import Inputs, attached, bare, call, evaluating, hooked, logits_of, tensors, time_axis, to_device
+from selib.attach import (
+    Inputs,
+    attached,
+    bare,
+    call,
+    evaluating,
+    hooked,
+    logits_of,
+    tensors,
+    time_axis,
+    to_device,
+)
 from selib.head import CHUNK, Head, Trace
 from selib.heatmap import at_maxima, normalize, resize, weighted_sum
 from selib.se import Layout, SEBlock, TargetSEBlock, channels_first, scaled
@@ -39,16 +50,24 @@ class Explanation:
     """
 
     def __init__(
-        self, logits: Tensor, gates: Tensor, raw: Tensor, head: Head, gain: float, grid: tuple[int, ...] | None,
+        self,
+        logits: Tensor,
+        gates: Tensor,
+        raw: Tensor,
+        head: Head,
+        gain: float,
+        grid: tuple[int, ...] | None,
         input_size: tuple[int, ...] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.logits = logits.float()
         self.gates = gates.float()
         maps = channels_first(raw, head.layout, head.prefix).float()
         self.features = maps.unflatten(2, grid) if grid else maps
         self.input_size = input_size
         self._raw, self._head, self._gain = raw, head, gain
-        self._influence: dict[tuple[int, ...], Tensor] = {}  # by target: several maps are made of one influence
+        self._influence: dict[
+            tuple[int, ...], Tensor
+        ] = {}  # by target: several maps are made of one influence
 
     @property
     def predicted(self) -> Tensor:
@@ -63,7 +82,9 @@ class Explanation:
         given = torch.as_tensor(target, device=self.logits.device).long()
         by_frame = given.ndim == len(shape) == 2 and given.numel() > 1
         if by_frame and list(given.shape) != shape:
-            raise ValueError(f"target is {tuple(given.shape)}, but there are {shape[0]} clips of {shape[1]} frames")
+            raise ValueError(
+                f"target is {tuple(given.shape)}, but there are {shape[0]} clips of {shape[1]} frames"
+            )
         given = given if by_frame else given.flatten()
         if not by_frame and given.numel() not in (1, shape[0]):
             raise ValueError(f"target has {given.numel()} entries, but the batch has {shape[0]} samples")
@@ -124,7 +145,9 @@ class Explanation:
             head.prepare()
             rows = head.effective(self._scaled(self.gates))
             base = self.with_gates(self.gates).gather(1, targets[:, None])
-            return torch.stack([base[i] - self._ablated(rows[i], i, int(targets[i])) for i in range(len(rows))])
+            return torch.stack(
+                [base[i] - self._ablated(rows[i], i, int(targets[i])) for i in range(len(rows))]
+            )
 
     def _ablated(self, row: Tensor, sample: int, target: int) -> Tensor:
         """The target's logit with each of the C channels of one map set to zero: (C,)."""
@@ -135,7 +158,9 @@ class Explanation:
         for start in range(0, channels, chunk):
             index = torch.arange(start, min(channels, start + chunk), device=row.device)
             rows = row[None].repeat(len(index), *[1] * row.ndim)
-            rows.movedim(axis + 1 if axis == 0 else -1, 1)[torch.arange(len(index), device=row.device), index] = 0
+            rows.movedim(axis + 1 if axis == 0 else -1, 1)[
+                torch.arange(len(index), device=row.device), index
+            ] = 0
             found.append(self._head(rows, sample)[:, target])
         return torch.cat(found)
 
@@ -149,7 +174,9 @@ class Explanation:
             # The logits with all gates as they are come from the same run: what is rounded alike cancels.
             open_gates = (~torch.cat([first, closed.to(rows.device)])).to(rows.dtype)
             ones = [1] * (rows.ndim - 2)
-            shape = (-1, 1, closed.shape[1], *ones) if head.layout == "BC*" else (-1, 1, *ones, closed.shape[1])
+            shape = (
+                (-1, 1, closed.shape[1], *ones) if head.layout == "BC*" else (-1, 1, *ones, closed.shape[1])
+            )
             index = targets[None, :, :, None]
             found = [
                 logits.gather(3, index.expand(len(logits), -1, -1, -1))[..., 0]
@@ -175,7 +202,9 @@ class Explanation:
         """
         targets = self._targets(target)
         channels = self.gates.shape[-1]
-        segments = _segments(names if names is not None else getattr(self._head.model, "modalities", None), channels)
+        segments = _segments(
+            names if names is not None else getattr(self._head.model, "modalities", None), channels
+        )
         index = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(list(segments.values())))
         member = (index == torch.arange(len(segments))[:, None]).to(self.gates.device)  # (M, C)
         gates = self.gates_of(targets)
@@ -195,7 +224,9 @@ class Explanation:
             raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
         return self.influence(target) if method == "influence" else self.gates_of(target)
 
-    def selected(self, method: Method = "influence", target: Target = None, select: Select | None = None) -> Tensor:
+    def selected(
+        self, method: Method = "influence", target: Target = None, select: Select | None = None
+    ) -> Tensor:
         """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for "top-gate", else all.
 
         By influence, every frame has channels of its own.
@@ -338,10 +369,14 @@ def _segments(names: Any, channels: int) -> dict[str, int]:
             "the model has no attribute modalities that names the segments of the fused channels: pass names=, in their order"
         )
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"names={names!r}: the names of the modalities are needed, in the order of their channels")
+        raise ValueError(
+            f"names={names!r}: the names of the modalities are needed, in the order of their channels"
+        )
     if isinstance(names, Mapping):
         if any(width < 1 for width in names.values()) or sum(names.values()) != channels:
-            raise ValueError(f"names={dict(names)}: the channels do not add up to the {channels} of the SE block")
+            raise ValueError(
+                f"names={dict(names)}: the channels do not add up to the {channels} of the SE block"
+            )
         return dict(names)
     if len(set(names)) < len(names) or channels % len(names):
         raise ValueError(
@@ -411,7 +446,12 @@ def _native(model: nn.Module, inputs: Inputs) -> tuple[str, str] | None:
 
     def hook(name: str) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not isinstance(output, Tensor) or output.ndim < 4 or not args or not isinstance(args[0], Tensor):
+            if (
+                not isinstance(output, Tensor)
+                or output.ndim < 4
+                or not args
+                or not isinstance(args[0], Tensor)
+            ):
                 return
             if output.shape[2:].numel() == 1:
                 vectors.append((name, output))
@@ -481,7 +521,9 @@ class SEExplainer:
 
         for name, place in places.items():
             self._hooks.enter_context(hooked((place.module, inside(name)), (place.gate, gates(name))))
-        self._hooks.enter_context(hooked(*((m, linear) for m in self.model.modules() if isinstance(m, nn.Linear))))
+        self._hooks.enter_context(
+            hooked(*((m, linear) for m in self.model.modules() if isinstance(m, nn.Linear)))
+        )
         return places
 
     def __call__(self, inputs: Inputs) -> Explanation | Streams:
@@ -504,7 +546,9 @@ class SEExplainer:
             last = self._last if logits.ndim == 2 else None
             final = (last[0], last[1]) if last and (last[2] is logits or last[2] is output) else None
             explanations = {
-                name: self._explanation(name, place, inputs, logits, final, trace if logits.ndim == 3 else None)
+                name: self._explanation(
+                    name, place, inputs, logits, final, trace if logits.ndim == 3 else None
+                )
                 for name, place in self._places.items()
             }
             self._inside.clear()
@@ -514,12 +558,24 @@ class SEExplainer:
 
     def _trace(self) -> Trace | None:
         """Where to remember the forward pass of a model that answers once a frame; of others only the maps are kept."""
-        blocks = [p.module for p in (self._places or {}).values() if isinstance(p.module, SEBlock) and p.module.frames]
-        return Trace(self.model, [self.model.get_submodule(block.site) for block in blocks]) if blocks else None
+        blocks = [
+            p.module
+            for p in (self._places or {}).values()
+            if isinstance(p.module, SEBlock) and p.module.frames
+        ]
+        return (
+            Trace(self.model, [self.model.get_submodule(block.site) for block in blocks]) if blocks else None
+        )
 
     def _explanation(
-        self, name: str, place: _Gated, inputs: Inputs, logits: Tensor, last: tuple[nn.Linear, Tensor] | None, trace: Trace | None
-    ) -> Explanation:  # fmt: skip
+        self,
+        name: str,
+        place: _Gated,
+        inputs: Inputs,
+        logits: Tensor,
+        last: tuple[nn.Linear, Tensor] | None,
+        trace: Trace | None,
+    ) -> Explanation:
         if name not in self._inside:
             raise ValueError(
                 f"the SE block {name or 'of this model'} was not run: forward took another path than the example did"
@@ -529,11 +585,22 @@ class SEExplainer:
             raise ValueError(_OTHER_HEAD)
         gates = self._gates[name] if isinstance(place.module, SEBlock) else self._gates[name].flatten(1)
         scales = place.gain * gates if isinstance(place.module, TargetSEBlock) else None
-        gated = None if scales is not None else partial(scaled, gates=gates, gain=place.gain, layout=place.layout)
+        gated = (
+            None if scales is not None else partial(scaled, gates=gates, gain=place.gain, layout=place.layout)
+        )
         head = Head(
-            self.model, place.module, inputs, raw, logits, gated=gated, layout=place.layout, prefix=place.prefix, last=last,
-            scales=scales, trace=trace,
-        )  # fmt: skip
+            self.model,
+            place.module,
+            inputs,
+            raw,
+            logits,
+            gated=gated,
+            layout=place.layout,
+            prefix=place.prefix,
+            last=last,
+            scales=scales,
+            trace=trace,
+        )
         if scales is not None and head.linear is None:
             raise ValueError(_OTHER_HEAD)
         axes = len(place.grid) if place.grid else raw.ndim - 2
@@ -542,7 +609,9 @@ class SEExplainer:
             sizes = {space for t in tensors(given) if (space := _input_space(t.shape, axes, head))}
             if sizes:
                 break
-        return Explanation(logits, gates, raw, head, place.gain, place.grid, sizes.pop() if len(sizes) == 1 else None)
+        return Explanation(
+            logits, gates, raw, head, place.gain, place.grid, sizes.pop() if len(sizes) == 1 else None
+        )
 
 
 def _input_space(shape: Sequence[int], axes: int, head: Head) -> tuple[int, ...] | None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from selib import plot, video
+from selib.atomic import replacing, write_text
 from selib.attach import attach_se, attached
-from selib.clips import explain_video
-from selib.data import normalize
 from selib.explanation import Explanation, Method, explain, native_se
-from selib.models import ActiveSpeaker, sides
-from selib.results import replacing, write_text
 from selib.train import load_checkpoint
+from studies.clips import explain_video
+from studies.data import normalize
+from studies.networks import ActiveSpeaker, sides
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
@@ -72,7 +72,9 @@ def jobs(paths: Sequence[Path], out: Path) -> list[Job]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         if path.resolve() == (written / name).resolve():
-            raise ValueError(f"{path} would be overwritten by its own overlay: name another folder with --out")
+            raise ValueError(
+                f"{path} would be overwritten by its own overlay: name another folder with --out"
+            )
     return found
 
 
@@ -94,7 +96,9 @@ class Explainer:
     def __call__(self, picture: Image.Image) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """The overlay of a picture, uint8 (H, W, 3), and its line of JSON."""
         height, width = self.size
-        small = picture.resize((width, height))  # stretched, not cropped: the heatmap covers the whole picture
+        small = picture.resize(
+            (width, height)
+        )  # stretched, not cropped: the heatmap covers the whole picture
         found = explain(self.model, normalize(_pixels(small)[None]))
         if not isinstance(found, Explanation):
             raise TypeError("the checkpoint has several SE blocks: it explains no single images")
@@ -111,14 +115,19 @@ class Explainer:
 
 
 def explain_files(
-    paths: Sequence[Path], checkpoint: str | Path, out: Path, *, method: Method = "influence", target: str | None = None,
+    paths: Sequence[Path],
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    method: Method = "influence",
+    target: str | None = None,
     boxes: Path | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Explain images and videos with the model of a checkpoint, and write all about it into the folder ``out``.
 
     ``<name>.png`` is the overlay of an image and ``<name>.mp4`` that of a video; ``contact_sheet.png`` (and ``contact_sheet_2.png``, …)
     shows them all, ``explanations.jsonl`` has a line for each image and each frame. A file that cannot be read is reported on stderr and
-    skipped. With a detector of speakers and ``boxes`` (a CSV as :func:`selib.clips.explain_video` reads it) one video is marked with
+    skipped. With a detector of speakers and ``boxes`` (a CSV as :func:`studies.clips.explain_video` reads it) one video is marked with
     who speaks.
 
     Returns:
@@ -155,7 +164,9 @@ def explain_files(
         lines += [json.dumps({**line, "overlay": name}) + "\n" for line, _ in parts]
         for line, thumbnail in _some(parts):
             sheets.add(f"{name}\n{_first(line)}", thumbnail)
-        tqdm.write(f"{path}: {said(parts[0][0])}" + f" … {len(parts)} frames" * (len(parts) > 1), file=sys.stdout)
+        tqdm.write(
+            f"{path}: {said(parts[0][0])}" + f" … {len(parts)} frames" * (len(parts) > 1), file=sys.stdout
+        )
     if done:
         write_text(out / "explanations.jsonl", "".join(lines))
         sheets.write()
@@ -181,7 +192,9 @@ class Sheets:
         """Write what is waiting."""
         if self.waiting:
             titles, pictures = zip(*self.waiting, strict=True)
-            fig = plot.contact_sheet(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), columns=8, titles=titles)
+            fig = plot.contact_sheet(
+                torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), columns=8, titles=titles
+            )
             with replacing(self.out / f"contact_sheet{f'_{self.number}' * (self.number > 1)}.png") as part:
                 fig.savefig(part, format="png", dpi=150, metadata={"Software": None})
             self.number, self.waiting = self.number + 1, []
@@ -192,7 +205,9 @@ def _with_block(model: nn.Module, example: Tensor, method: Method, checkpoint: s
     if attached(model) or native_se(model, example):
         return
     if method != "influence":
-        raise ValueError(f"--method {method}: {checkpoint} has no SE block whose gates could be read: use influence, or selib.fit_gates first")  # fmt: skip
+        raise ValueError(
+            f"--method {method}: {checkpoint} has no SE block whose gates could be read: use influence, or selib.fit_gates first"
+        )
     attach_se(model, example)
 
 
@@ -203,7 +218,9 @@ def _film(explainer: Explainer, path: Path, overlay_file: Path) -> list[Frame]:
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for time, frame in tqdm(video.read_frames(path, fps=fps), desc=path.name, unit="frame", leave=False):
-            even = Image.fromarray(np.ascontiguousarray(frame)[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+            even = Image.fromarray(
+                np.ascontiguousarray(frame)[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+            )
             overlay, line = explainer(even)
             found.append(({"video": path.name, "time": round(time, 4), **line}, _thumbnail(overlay)))
             yield overlay
@@ -216,11 +233,13 @@ def _film(explainer: Explainer, path: Path, overlay_file: Path) -> list[Frame]:
     return found
 
 
-def _speakers(model: ActiveSpeaker, todo: Sequence[Job], out: Path, method: Method, boxes: Path | None) -> None:
+def _speakers(
+    model: ActiveSpeaker, todo: Sequence[Job], out: Path, method: Method, boxes: Path | None
+) -> None:
     """One video of people with boxes, marked with who speaks."""
     if len(todo) != 1 or todo[0][0].suffix.lower() not in VIDEOS:
         raise ValueError("a detector of speakers explains one video at a time: give one, with --boxes")
-    (path, name), = todo  # fmt: skip
+    ((path, name),) = todo
     if boxes is None:
         raise ValueError(
             f"{path}: a detector needs to know where the people are: give a CSV of their boxes with --boxes"
@@ -228,7 +247,10 @@ def _speakers(model: ActiveSpeaker, todo: Sequence[Job], out: Path, method: Meth
     if not attached(model):
         attach_se(model, model.example(), at=model.sites)
     people = explain_video(model, path, boxes, out / name, method=method)
-    write_text(out / "explanations.jsonl", "".join(json.dumps({"video": path.name, "overlay": name, **row}) + "\n" for row in people))  # fmt: skip
+    write_text(
+        out / "explanations.jsonl",
+        "".join(json.dumps({"video": path.name, "overlay": name, **row}) + "\n" for row in people),
+    )
     for row in people:
         print(f"{path}: {row['entity']} speaks in {row['speaking']:.0%} of {row['frames']} frames")
 
@@ -258,7 +280,9 @@ def _answer(logits: Tensor, classes: Sequence[str], task: str) -> dict[str, obje
     """What the model says of an image: its class with its probability, or for many answers those that are yes."""
     if task == "multilabel":
         found = zip(classes, logits.tolist(), logits.sigmoid().tolist(), strict=True)
-        return {"predictions": {name: round(probability, 6) for name, logit, probability in found if logit > 0}}
+        return {
+            "predictions": {name: round(probability, 6) for name, logit, probability in found if logit > 0}
+        }
     predicted = int(logits.argmax())
     return {"prediction": classes[predicted], "probability": round(float(logits.softmax(0)[predicted]), 6)}
 
@@ -296,5 +320,9 @@ def _read(path: Path) -> Image.Image:
     """An image file as an upright RGB PIL image; ValueError naming the file when it is damaged."""
     try:
         return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for a broken PNG
+    except (
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"{path} is not a readable image ({error}): replace it or leave it out") from None

@@ -182,7 +182,9 @@ def cache_features(
             'attach with at={"…": module}, whose gates are fitted without it'
         )
     if len({row[2].ndim for row in found}) > 1:
-        found = [(m, z, s if s.ndim == 3 else s[:, None].expand(-1, y.shape[1], -1), y) for m, z, s, y in found]
+        found = [
+            (m, z, s if s.ndim == 3 else s[:, None].expand(-1, y.shape[1], -1), y) for m, z, s, y in found
+        ]
     maps, squeezed, scales, logits = (torch.cat([row[i] for row in found]) for i in range(4))
     answers = torch.cat(targets) if targets else None
     cache = FeatureCache(maps, squeezed, scales, logits, answers, head, time.perf_counter() - started)
@@ -356,7 +358,9 @@ def fit_gates(
     if attached(model) and list(attached(model)) != [""] and not isinstance(loader, FeatureCache):
         if agreement is not None or per_target:
             what = "per_target=True" if per_target else f"agreement={agreement}"
-            raise ValueError(f"{what} is for one SE block, this model has {', '.join(attached(model))}: give sparsity=")
+            raise ValueError(
+                f"{what} is for one SE block, this model has {', '.join(attached(model))}: give sparsity="
+            )
         return _fit_streams(model, loader, task, sparsity, epochs, lr, seed, progress)
     fresh = not isinstance(loader, FeatureCache) and not attached(model)
     if fresh:
@@ -367,7 +371,9 @@ def fit_gates(
             "per_target=True, but the attached SE block is shared by all outputs: call selib.detach_se first"
         )
     try:
-        cache = loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
+        cache = (
+            loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
+        )
         if len(cache.logits) < 2:
             raise ValueError("fit_gates needs at least two images: one of them is held out")
     except BaseException:
@@ -376,7 +382,9 @@ def fit_gates(
         raise
     block = _only_block(model)
     started = time.perf_counter()
-    shuffled = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed)).to(cache.logits.device)
+    shuffled = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed)).to(
+        cache.logits.device
+    )
     held, kept = shuffled[: max(1, len(shuffled) // 10)], shuffled[max(1, len(shuffled) // 10) :]
     epochs = epochs or max(1, round(1000 / -(-len(kept) // batch_size)))
 
@@ -392,9 +400,18 @@ def fit_gates(
     scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
     yes = kinds["gated"][cache.logits[held] > 0] if task == "multilabel" else kinds["gated"]
     with torch.no_grad():
-        opened = torch.cat([(block.excite(cache.squeezed[part]) > 0.5).flatten() for part in _portions(block, held)])
+        opened = torch.cat(
+            [(block.excite(cache.squeezed[part]) > 0.5).flatten() for part in _portions(block, held)]
+        )
         open_gates = int(opened.sum()) / opened.numel()
-    names = ("only_top", "without_top", "original_only_top", "original_without_top", "random_only", "random_without")
+    names = (
+        "only_top",
+        "without_top",
+        "original_only_top",
+        "original_without_top",
+        "random_only",
+        "random_without",
+    )
     return GateReport(
         sparsity=sparsity,
         agreement=scores["gated"],
@@ -416,7 +433,9 @@ def _attach_first(
         raise ValueError("the loader is empty: there are no images to learn the gates from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attach_se(model, to_device(_inputs(first)[0], _device(model)), reduction=reduction, per_target=per_target)
+        attach_se(
+            model, to_device(_inputs(first)[0], _device(model)), reduction=reduction, per_target=per_target
+        )
     return chain([first], loader) if isinstance(loader, Iterator) else loader
 
 
@@ -445,12 +464,16 @@ def _fit(
         steps = epochs * -(-len(rows) // batch)
         step = _stepper(weights, lr, steps)
         # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
-        strength = sparsity * (block.targets if isinstance(block, TargetSEBlock) and task == "multilabel" else 1)
+        strength = sparsity * (
+            block.targets if isinstance(block, TargetSEBlock) and task == "multilabel" else 1
+        )
         bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
         for _ in range(epochs):
             for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):
                 gates = block.excite(cache.squeezed[index])
-                step(_divergence(cache.logits[index], cache.run(gates, index), task) + strength * gates.mean())
+                step(
+                    _divergence(cache.logits[index], cache.run(gates, index), task) + strength * gates.mean()
+                )
                 bar.update()
         bar.close()
 
@@ -471,8 +494,15 @@ def _stepper(weights: Sequence[nn.Parameter], lr: float, steps: int) -> Callable
 
 
 def _fit_streams(
-    model: nn.Module, loader: Iterable[Any], task: Task, sparsity: float, epochs: int | None, lr: float, seed: int, progress: bool
-) -> StreamsGateReport:  # fmt: skip
+    model: nn.Module,
+    loader: Iterable[Any],
+    task: Task,
+    sparsity: float,
+    epochs: int | None,
+    lr: float,
+    seed: int,
+    progress: bool,
+) -> StreamsGateReport:
     """``fit_gates`` of several blocks: the frozen network runs in every pass, the part behind the gates with gradients."""
     once = isinstance(loader, Iterator)
     if once:
@@ -565,15 +595,20 @@ def _portions(block: SEBlock, rows: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _agreement(block: SEBlock, cache: FeatureCache, rows: Tensor, task: Task) -> float:
-    gated = torch.cat([cache.run(block.excite(cache.squeezed[part]), part) for part in _portions(block, rows)])
+    gated = torch.cat(
+        [cache.run(block.excite(cache.squeezed[part]), part) for part in _portions(block, rows)]
+    )
     return float((decisions(gated, task) == decisions(cache.logits[rows], task)).double().mean())
 
 
-def _sparsest(attempt: Any, agreement: float, low: float = 1e-2, high: float = 30.0, rounds: int = 5) -> float:
+def _sparsest(
+    attempt: Any, agreement: float, low: float = 1e-2, high: float = 30.0, rounds: int = 5
+) -> float:
     """The largest λ, by bisection of its logarithm, whose gates keep the agreement; each round is one fit."""
     if attempt(low) < agreement:
         warnings.warn(
-            f"even λ={low:g} keeps less than {agreement:.1%} of the predictions; its gates are kept", stacklevel=3
+            f"even λ={low:g} keeps less than {agreement:.1%} of the predictions; its gates are kept",
+            stacklevel=3,
         )
         return low
     for _ in range(rounds):
@@ -616,8 +651,18 @@ def channel_test(
     rule = select or TopFraction(0.10)
     generator = torch.Generator().manual_seed(seed)
     index = torch.arange(len(cache.logits), device=cache.logits.device)[rows]
-    right = decisions(cache.logits, task) if targets is None else targets.bool() if task == "multilabel" else targets
-    apart = isinstance(block, TargetSEBlock) or cache.scales.ndim == 3 or (ranking is not None and ranking.ndim == 3)
+    right = (
+        decisions(cache.logits, task)
+        if targets is None
+        else targets.bool()
+        if task == "multilabel"
+        else targets
+    )
+    apart = (
+        isinstance(block, TargetSEBlock)
+        or cache.scales.ndim == 3
+        or (ranking is not None and ranking.ndim == 3)
+    )
     size = PORTION if apart else max(1, len(index))
     found: dict[str, Tensor] = {}
     for number, part in enumerate(index.split(size)):

@@ -108,10 +108,15 @@ class Trace:
         around = {m for name, m in everywhere if name in above}
         blocks = {inner for _, m in everywhere if isinstance(m, SEBlock) for inner in m.modules()}
         # What holds a site must run.
-        self._watched = {m for _, m in everywhere if not isinstance(m, torch.jit.ScriptModule)} - around - blocks
+        self._watched = (
+            {m for _, m in everywhere if not isinstance(m, torch.jit.ScriptModule)} - around - blocks
+        )
         # Hooks for all modules: two in place of two for each, and they come before the modules' own: a site returns F, which the block's
         # hook turns into F'.
-        enter, leave = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
+        enter, leave = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
+        )
         try:
             yield
         finally:
@@ -180,7 +185,9 @@ def _any(arguments: Any, holds: Callable[[Tensor], bool]) -> bool:
         return any(_any(item, holds) for item in arguments)
     if isinstance(arguments, Tensor):
         return holds(arguments)
-    return not (arguments is None or isinstance(arguments, (bool, int, float, str, torch.dtype, torch.device)))
+    return not (
+        arguments is None or isinstance(arguments, (bool, int, float, str, torch.dtype, torch.device))
+    )
 
 
 def _mapped(x: Tensor) -> bool:
@@ -201,7 +208,9 @@ class _Recurrent(torch.autograd.Function):
         pass  # only ever run under vmap, where the layer itself is differentiated
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], layer: Callable[..., Any], axis: int, x: Tensor, *state: Tensor) -> Any:  # type: ignore[override]
+    def vmap(
+        info: Any, dims: tuple[Any, ...], layer: Callable[..., Any], axis: int, x: Tensor, *state: Tensor
+    ) -> Any:  # type: ignore[override]
         n = info.batch_size
 
         def join(t: Tensor, dim: int | None, axis: int, ndim: int) -> Tensor:
@@ -212,7 +221,9 @@ class _Recurrent(torch.autograd.Function):
         states = [join(t, dim, 1, ndim) for t, dim in zip(state, dims[3:], strict=True)]
         found = _Recurrent.forward(layer, axis, join(x, dims[2], axis, ndim), *states)
         axes = (axis, *[1] * (len(found) - 1))
-        return tuple(t if ndim == 2 else t.unflatten(a, (n, -1)) for t, a in zip(found, axes, strict=True)), axes
+        return tuple(
+            t if ndim == 2 else t.unflatten(a, (n, -1)) for t, a in zip(found, axes, strict=True)
+        ), axes
 
 
 def _recurrent(layer: nn.RNNBase) -> tuple[nn.Module, Callable[..., Any]]:
@@ -283,7 +294,9 @@ class Head:
         self._vmap: bool | None = None
         self.shared = False
         self.frames = logits.shape[1] if logits.ndim == 3 else None
-        self.time = time_axis(channels_first(raw, layout, prefix).shape[2:], self.frames) if self.frames else None
+        self.time = (
+            time_axis(channels_first(raw, layout, prefix).shape[2:], self.frames) if self.frames else None
+        )
         self.reads: Literal["mean", "max"] | None = None
         self._trace = trace
         self._alone: tuple[Any, Trace | None] | None = None
@@ -368,7 +381,9 @@ class Head:
             del reductions[0]
         for self._vmap in (True, False):
             for ways in ([(way, sign) for way in part for sign in signs] for part in reductions):
-                rows = torch.stack([self._read(self.scaled.relu() if sign else self.scaled, way) for way, sign in ways])
+                rows = torch.stack(
+                    [self._read(self.scaled.relu() if sign else self.scaled, way) for way, sign in ways]
+                )
                 try:
                     found = self._run_clips(rows, self.inputs, self._trace)
                 except FAILURES:
@@ -402,8 +417,14 @@ class Head:
             stack.enter_context(other_forwards([(self.module, lambda x: x)] if block else []))
             stack.enter_context(other_forwards(recurrent if self._vmap else []))
             if trace is not None:
-                site = self.model.get_submodule(self.module.site) if isinstance(self.module, SEBlock) else self.module
-                stack.enter_context(trace.replaying(reached=_mapped) if self._vmap else trace.replaying(before=site))
+                site = (
+                    self.model.get_submodule(self.module.site)
+                    if isinstance(self.module, SEBlock)
+                    else self.module
+                )
+                stack.enter_context(
+                    trace.replaying(reached=_mapped) if self._vmap else trace.replaying(before=site)
+                )
             if not self._vmap:
                 return torch.stack([replaced(row) for row in rows])
             stack.enter_context(warnings.catch_warnings())

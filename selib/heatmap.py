@@ -60,7 +60,9 @@ def normalize(maps: Tensor) -> Tensor:
 @cache
 def _bicubic(before: int, after: int) -> Tensor:
     """Bicubic interpolation of ``before`` values to ``after`` as a matrix (after, before)."""
-    return F.interpolate(torch.eye(before)[None, None], (after, before), mode="bicubic", align_corners=False)[0, 0]
+    return F.interpolate(torch.eye(before)[None, None], (after, before), mode="bicubic", align_corners=False)[
+        0, 0
+    ]
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -75,7 +77,9 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if maps.ndim not in (2, 3, 4):
         raise ValueError(f"maps with {maps.ndim - 1} spatial axes cannot be resized: 1, 2 or 3 are supported")
     if len(size) != maps.ndim - 1 or any(n < 1 for n in size):
-        raise ValueError(f"size={size} does not fit a map with {maps.ndim - 1} spatial axes {tuple(maps.shape[1:])}")
+        raise ValueError(
+            f"size={size} does not fit a map with {maps.ndim - 1} spatial axes {tuple(maps.shape[1:])}"
+        )
     x = maps.float()
     low, high = (f(x.flatten(1), 1).reshape(-1, *[1] * len(size)) for f in (torch.amin, torch.amax))
     if len(size) == 1:

@@ -134,7 +134,9 @@ def frame_average_precision(scores: Tensor, labels: Tensor) -> float:
     Raises ValueError for different shapes, scores that are not finite, labels other than 0 and 1, or none that is 1.
     """
     if scores.shape != labels.shape:
-        raise ValueError(f"scores and labels must have one shape, got {tuple(scores.shape)} and {tuple(labels.shape)}")
+        raise ValueError(
+            f"scores and labels must have one shape, got {tuple(scores.shape)} and {tuple(labels.shape)}"
+        )
     if not scores.isfinite().all():
         raise ValueError("scores must be finite: the model gave NaN or infinity")
     if not ((labels == 0) | (labels == 1)).all():
@@ -228,7 +230,9 @@ def perturbation_curve(
     return counts / pixels, torch.cat(found).view(len(start), steps + 1)
 
 
-def deletion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20) -> Tensor:
+def deletion(
+    predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20
+) -> Tensor:
     """Area under the target's probability while pixels are deleted, the highest first; in [0, 1], lower is better.
 
     RISE (Petsiuk et al., 2018). A deleted pixel takes the image's own mean colour, the trapezoid rule gives the area.
@@ -238,7 +242,9 @@ def deletion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor
     return torch.trapezoid(curve, fractions, dim=1)
 
 
-def insertion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20) -> Tensor:
+def insertion(
+    predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20
+) -> Tensor:
     """Area under the target's probability while pixels are inserted into a blurred image, the highest first; in [0, 1].
 
     Higher is better. RISE (Petsiuk et al., 2018), with its Gaussian blur: σ = 5 pixels, cut off at ±5.

@@ -23,7 +23,13 @@ OURS, OTHERS, CONTROLS = "#0072B2", "#D55E00", "#999999"  # of Okabe & Ito's col
 MODALITIES = {"audio": "#E69F00", "face": "#0072B2", "body": "#009E73"}  # and for others in turn:
 MORE = ("#CC79A7", "#56B4E9", "#D55E00", "#999999")
 TRUTH = "#009E73"
-STYLE = {**sns.axes_style("whitegrid"), "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+}
 
 
 P = ParamSpec("P")
@@ -40,13 +46,17 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, NDArray[Any]]:
+def figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, NDArray[Any]]:
     """A Figure in inches and its axes (rows, columns)."""
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
-def overlay(image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: str = COLORMAP) -> NDArray[np.uint8]:
+def overlay(
+    image: Tensor, heatmap: Tensor, *, opacity: float = 0.55, colormap: str = COLORMAP
+) -> NDArray[np.uint8]:
     """Blend a heatmap (H, W) in [0, 1] over an image uint8 (3, H, W) -> uint8 (H, W, 3).
 
     Raises:
@@ -145,7 +155,10 @@ def heatmap_grid(
     cells = axes.T if across else axes
     names = ["image", *heatmaps]
     for row, image in enumerate(images):
-        pictures = [image.permute(1, 2, 0).numpy(), *(overlay(image, maps[row]) for maps in heatmaps.values())]
+        pictures = [
+            image.permute(1, 2, 0).numpy(),
+            *(overlay(image, maps[row]) for maps in heatmaps.values()),
+        ]
         for column, (ax, picture) in enumerate(zip(cells[row], pictures, strict=True)):
             ax.imshow(picture, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
@@ -153,7 +166,9 @@ def heatmap_grid(
             if boxes is not None:
                 x1, y1, x2, y2 = boxes[row].tolist()
                 ax.add_patch(
-                    Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1)
+                    Rectangle(
+                        (x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1
+                    )
                 )
             if masks is not None:
                 ax.contour(masks[row].float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
@@ -310,7 +325,13 @@ def side_by_side(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
         values.items(), (OTHERS, OURS, "#009E73", "#CC79A7"), "oDs^", strict=False
     ):
         ax.plot(
-            [series[i] for i in order], range(len(order)), marker, color=colour, markersize=4, label=label, alpha=0.85
+            [series[i] for i in order],
+            range(len(order)),
+            marker,
+            color=colour,
+            markersize=4,
+            label=label,
+            alpha=0.85,
         )
     ax.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7)
     ax.set(xlabel=xlabel, ylim=(-0.7, len(order) - 0.3))
@@ -321,7 +342,10 @@ def side_by_side(values: Mapping[str, Sequence[float]], names: Sequence[str], *,
 @styled
 def part_grid(values: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Figure:
     """{attribute: {part: (a, b)}} as two coloured tables, parts down and attributes across: a on the left, b on the right."""
-    parts = sorted({part for row in values.values() for part in row}, key=lambda part: -max(row.get(part, (0,))[0] for row in values.values()))  # fmt: skip
+    parts = sorted(
+        {part for row in values.values() for part in row},
+        key=lambda part: -max(row.get(part, (0,))[0] for row in values.values()),
+    )
     titles = ("energy of influence, times the part's area", "fall of the logit without the part")
     fig, axes = figure(8.5, 0.23 * len(parts) + 0.8, 1, 2, sharey=True)
     for side, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
@@ -348,7 +372,14 @@ def _cell(row: Mapping[str, tuple[float, float | None]], part: str, side: int) -
 
 
 Frames = Tensor | NDArray[Any]
-BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.005, 0.5), "fontsize": 7, "frameon": False, "borderpad": 0.2, "handlelength": 1.6}  # fmt: skip
+BESIDE: dict[str, Any] = {
+    "loc": "center left",
+    "bbox_to_anchor": (1.005, 0.5),
+    "fontsize": 7,
+    "frameon": False,
+    "borderpad": 0.2,
+    "handlelength": 1.6,
+}
 
 
 @styled
@@ -387,7 +418,11 @@ def film_strip(
     lines = dict(scores) if isinstance(scores, Mapping) else {} if scores is None else {"model": scores}
     truth = dict(masks or {})
     length = len(next(iter(rows.values())))
-    check_clip(rows, {**over, **{f"mask of {row}": mask for row, mask in truth.items()}}, {"labels": labels, **lines, **(shares or {})})  # fmt: skip
+    check_clip(
+        rows,
+        {**over, **{f"mask of {row}": mask for row, mask in truth.items()}},
+        {"labels": labels, **lines, **(shares or {})},
+    )
     if isinstance(shown, int):
         count = max(1, min(shown, length))
         which = [int((i + 0.5) * length / count) for i in range(count)]
@@ -396,12 +431,20 @@ def film_strip(
     if not which or min(which) < 0 or max(which) >= length:
         raise ValueError(f"shown={shown} is not within the {length} frames of the clip")
 
-    panels = [("sound", 0.45)] * (wave is not None) + [("p(speaking)", 0.8)] * bool(lines) + [("truth", 0.3)] * (labels is not None and not lines and wave is None) + [("share", 0.8)] * bool(shares)  # fmt: skip
+    panels = (
+        [("sound", 0.45)] * (wave is not None)
+        + [("p(speaking)", 0.8)] * bool(lines)
+        + [("truth", 0.3)] * (labels is not None and not lines and wave is None)
+        + [("share", 0.8)] * bool(shares)
+    )
     # Laid out in inches, so that the crops are square and stand over their time.
     left, side, gap = 0.6, min(8.0 / len(which), 1.6), 0.08
     width, right = side * len(which), 1.1 if lines or shares else 0.1
     top, below = 0.42 if title else 0.2, 0.4 if panels else 0.05
-    across, total = left + width + right, top + sum(tall + gap for _, tall in panels) + (side + gap / 2) * len(rows) + below  # fmt: skip
+    across, total = (
+        left + width + right,
+        top + sum(tall + gap for _, tall in panels) + (side + gap / 2) * len(rows) + below,
+    )
     fig = Figure(figsize=(across, total))
 
     def axes(tall: float, space: float) -> Axes:
@@ -415,14 +458,27 @@ def film_strip(
         ax.set_ylabel(row, fontsize=8)
         if row == next(iter(rows)):
             for place, frame in enumerate(which):
-                ax.text((place + 0.5) / len(which), 1.02, f"{frame / fps:.2f} s", transform=ax.transAxes, ha="center", va="bottom", fontsize=7)  # fmt: skip
+                ax.text(
+                    (place + 0.5) / len(which),
+                    1.02,
+                    f"{frame / fps:.2f} s",
+                    transform=ax.transAxes,
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                )
     for name, tall in panels:
         ax = axes(tall, gap)
         for start, stop in spans(labels) if labels is not None and name != "share" else ():
             ax.axvspan(start / fps, stop / fps, color=TRUTH, alpha=0.2, linewidth=0)
         if name == "sound" and wave is not None:
             ends = envelope(wave[: round(length / fps * rate)], 600)
-            ax.fill_between(np.linspace(0, min(len(wave) / rate, length / fps), 600), *ends.T, color="#444444", linewidth=0.3)  # fmt: skip
+            ax.fill_between(
+                np.linspace(0, min(len(wave) / rate, length / fps), 600),
+                *ends.T,
+                color="#444444",
+                linewidth=0.3,
+            )
             ax.set(ylim=(-1.05, 1.05), yticks=[])
         elif name == "share" and shares:
             _share_areas(ax, shares, np.arange(length + 1) / fps)
@@ -445,11 +501,15 @@ def check_clip(rows: Mapping[str, Any], over: Mapping[str, Any], timed: Mapping[
     length = len(next(iter(rows.values())))
     for row, clip in rows.items():
         if clip.ndim != 3 or len(clip) != length:
-            raise ValueError(f"the frames {row!r} have the shape {tuple(clip.shape)}: ({length}, H, W) is needed")
+            raise ValueError(
+                f"the frames {row!r} have the shape {tuple(clip.shape)}: ({length}, H, W) is needed"
+            )
     for name, maps in over.items():
         row = name.removeprefix("mask of ")
         if row not in rows:
-            raise ValueError(f"there are maps or masks for {row!r}, but only the rows {', '.join(map(repr, rows))}")
+            raise ValueError(
+                f"there are maps or masks for {row!r}, but only the rows {', '.join(map(repr, rows))}"
+            )
         if tuple(maps.shape) != tuple(rows[row].shape):
             raise ValueError(
                 f"{name!r} has the shape {tuple(maps.shape)}, but its frames have {tuple(rows[row].shape)}: pass size="
@@ -459,7 +519,9 @@ def check_clip(rows: Mapping[str, Any], over: Mapping[str, Any], timed: Mapping[
             raise ValueError(f"{name!r} has the shape {tuple(values.shape)}, but there are {length} frames")
 
 
-def _strip_row(ax: Axes, crops: NDArray[np.uint8], maps: Frames | None, masks: Frames | None, which: list[int]) -> None:
+def _strip_row(
+    ax: Axes, crops: NDArray[np.uint8], maps: Frames | None, masks: Frames | None, which: list[int]
+) -> None:
     """The crops (n, H, W) side by side, with a white line between them."""
     between = max(2, crops.shape[2] // 28)
 
@@ -481,8 +543,12 @@ def _strip_row(ax: Axes, crops: NDArray[np.uint8], maps: Frames | None, masks: F
 
 
 def _score_lines(ax: Axes, lines: Mapping[str, Frames], banded: bool, seconds: NDArray[Any]) -> None:
-    for (name, values), colour, style in zip(lines.items(), (OURS, OTHERS, "#CC79A7"), ("-", "--", ":"), strict=False):
-        ax.plot(seconds, np.asarray(values, dtype=float), color=colour, linestyle=style, linewidth=1.4, label=name)
+    for (name, values), colour, style in zip(
+        lines.items(), (OURS, OTHERS, "#CC79A7"), ("-", "--", ":"), strict=False
+    ):
+        ax.plot(
+            seconds, np.asarray(values, dtype=float), color=colour, linestyle=style, linewidth=1.4, label=name
+        )
     ax.axhline(0.5, color="#666666", linewidth=0.6, zorder=1)
     ax.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
     if banded:
@@ -499,7 +565,9 @@ def _share_areas(ax: Axes, shares: Mapping[str, Frames], seconds: NDArray[Any]) 
     parts = np.divide(values, whole, out=np.full_like(values, np.nan), where=whole > 0)
     colours = modality_colours(shares)
     steps = np.concatenate([parts, parts[:, -1:]], axis=1)  # each frame lasts until the next
-    areas = ax.stackplot(seconds, steps, step="post", labels=list(shares), colors=list(colours.values()), alpha=0.85)
+    areas = ax.stackplot(
+        seconds, steps, step="post", labels=list(shares), colors=list(colours.values()), alpha=0.85
+    )
     for area, hatch in zip(areas, ("", "///", "...", "xx", "\\\\"), strict=False):
         area.set(hatch=hatch, edgecolor="white", linewidth=0)
     ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
@@ -522,13 +590,20 @@ def modality_bars(
     fig, axes = figure(1.0 + 1.25 * len(values), 2.6)
     ax = axes[0][0]
     width = 0.8 / len(names)
-    for i, (name, colour, hatch) in enumerate(zip(names, modality_colours(names).values(), ("", "///", "...", "xx", "\\\\"), strict=False)):  # fmt: skip
+    for i, (name, colour, hatch) in enumerate(
+        zip(names, modality_colours(names).values(), ("", "///", "...", "xx", "\\\\"), strict=False)
+    ):
         places = np.arange(len(values)) + (i - (len(names) - 1) / 2) * width
         mean, low, high = np.array([row[name] for row in values.values()]).T
-        ax.bar(places, mean, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
+        ax.bar(
+            places, mean, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name
+        )
         ax.vlines(places, low, high, color="black", linewidth=1.2)
     ax.set_xticks(range(len(values)), [condition.replace(" ", "\n", 1) for condition in values])
-    ax.set(ylabel=ylabel, ylim=(None if min(v[1] for row in values.values() for v in row.values()) < 0 else 0, None))
+    ax.set(
+        ylabel=ylabel,
+        ylim=(None if min(v[1] for row in values.values() for v in row.values()) < 0 else 0, None),
+    )
     ax.grid(axis="x", visible=False)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
@@ -568,7 +643,9 @@ def sorted_gates(ax: Axes, gates: Tensor, chosen: Tensor, *, label: str = "gate 
 
 
 @styled
-def explored(picture: NDArray[np.uint8], weights: Tensor, chosen: Tensor, *, label: str, caption: str) -> Figure:
+def explored(
+    picture: NDArray[np.uint8], weights: Tensor, chosen: Tensor, *, label: str, caption: str
+) -> Figure:
     """What the explorer shows, as one figure: the picture (H, W, 3), the sorted channel weights (C,), and the caption under them."""
     height, width = picture.shape[:2]
     fig = Figure(figsize=(width / 96 + 3.2, height / 96 + 0.45), layout="constrained")
@@ -598,7 +675,7 @@ def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: s
     """Save a figure for the report (PNG and PDF) and show it below the notebook cell."""
     from IPython.display import Image, display
 
-    from selib.results import save_figure
+    from studies.results import save_figure
 
     save_figure(fig, name, out, profile=profile)
     display(Image(data=screen(fig)))  # type: ignore[no-untyped-call]

@@ -124,7 +124,9 @@ class SEBlock(nn.Module):
         gates = self.excite(self.squeeze(x))
         if self._override is None:
             return gates
-        return self._override(gates) if callable(self._override) else self._override.to(gates).expand_as(gates)
+        return (
+            self._override(gates) if callable(self._override) else self._override.to(gates).expand_as(gates)
+        )
 
     def scale(self, x: Tensor, gates: Tensor) -> Tensor:
         """F' = g·s·F for gates (B, C); keeps the dtype of ``x``."""
@@ -158,7 +160,9 @@ class SEBlock(nn.Module):
         finally:
             self._override = before
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         # A checkpoint of the bare model has no keys of this block: it loads strictly, and the block keeps its weights.
         own = {
             f"{prefix}fc{i}.{kind}": getattr(self, f"fc{i}").get_parameter(kind)

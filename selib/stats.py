@@ -33,7 +33,9 @@ def bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, 
     return _interval(x.mean(), means, len(x), level, resamples, seed)
 
 
-def paired(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def paired(
+    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Interval of mean(a - b), with a[i] and b[i] (n,) measured on the same image.
 
     Raises:
@@ -106,7 +108,9 @@ def percentile(
     Raises:
         ValueError: ``level`` outside (0, 1), ``resamples`` below 1.
     """
-    return _interval(value, lambda rng, count: np.array([draw(rng) for _ in range(count)]), 1, level, resamples, seed)
+    return _interval(
+        value, lambda rng, count: np.array([draw(rng) for _ in range(count)]), 1, level, resamples, seed
+    )
 
 
 def _interval(
@@ -131,7 +135,9 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         what = (
-            f"shape {x.shape}" if x.ndim != 1 or len(x) < 2 else f"{int((~np.isfinite(x)).sum())} that are not finite"
+            f"shape {x.shape}"
+            if x.ndim != 1 or len(x) < 2
+            else f"{int((~np.isfinite(x)).sum())} that are not finite"
         )
         raise ValueError(f"{name}: an interval needs at least two finite values in one row, got {what}")
     return x
@@ -140,5 +146,7 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _difference(name: str, a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape:
-        raise ValueError(f"{name}: paired values must have the same length, got shapes {x.shape} and {y.shape}")
+        raise ValueError(
+            f"{name}: paired values must have the same length, got shapes {x.shape} and {y.shape}"
+        )
     return _vector(name, x - y)

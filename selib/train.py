@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from selib.atomic import replacing, write_text
 from selib.attach import (
     BlockOptions,
     Task,
@@ -31,9 +32,8 @@ from selib.attach import (
     logits_of,
     to_device,
 )
-from selib.models import build, sides
-from selib.results import replacing, write_text
 from selib.se import TargetSEBlock
+from studies.networks import build, sides
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -95,7 +95,9 @@ def _auxiliary(output: Any, targets: Tensor, task: Task, smoothing: float) -> Te
 
 def _channels_last(batch: Any) -> Any:
     return (
-        batch.contiguous(memory_format=torch.channels_last) if isinstance(batch, Tensor) and batch.ndim == 4 else batch
+        batch.contiguous(memory_format=torch.channels_last)
+        if isinstance(batch, Tensor) and batch.ndim == 4
+        else batch
     )
 
 
@@ -158,7 +160,9 @@ def fit(
         if p.ndim == 4:  # Module.to would refuse a model with 3-D convolutions
             p.data = p.data.contiguous(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and norms do not decay
+    plain = [
+        p for p in model.parameters() if p.requires_grad and p.ndim <= 1
+    ]  # biases and norms do not decay
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     raw_optimizer: torch.optim.Optimizer = (
         torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
@@ -170,20 +174,35 @@ def fit(
     steps_per_epoch = len(loader)
     folder = Path(out) if out is not None else None
     settings = {
-        "optimizer": optimizer, "epochs": epochs, "steps": steps_per_epoch, "lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing,
-        "task": task, "gate_sparsity": gate_sparsity, "auxiliary": auxiliary, "seed": seed,
-    }  # fmt: skip
+        "optimizer": optimizer,
+        "epochs": epochs,
+        "steps": steps_per_epoch,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "task": task,
+        "gate_sparsity": gate_sparsity,
+        "auxiliary": auxiliary,
+        "seed": seed,
+    }
     gates: list[Tensor] = []
-    handles = [
-        block.vector.register_forward_hook(lambda m, args, o: gates.append(o.mean())) for block in attached(model).values()
-    ] if gate_sparsity else []  # fmt: skip
+    handles = (
+        [
+            block.vector.register_forward_hook(lambda m, args, o: gates.append(o.mean()))
+            for block in attached(model).values()
+        ]
+        if gate_sparsity
+        else []
+    )
     try:
         history = _resume(folder, model, raw_optimizer, settings) if folder else []
         for epoch in range(len(history), epochs):
             started, total = time.perf_counter(), 0.0
             torch.manual_seed(hash((seed, epoch, acc.process_index)) % 2**31)
             if hasattr(loader, "set_epoch"):
-                loader.set_epoch(epoch)  # accelerate's loader tells the data set, and counts from 0 in a resumed run
+                loader.set_epoch(
+                    epoch
+                )  # accelerate's loader tells the data set, and counts from 0 in a resumed run
             wrapped.train()
             bar = tqdm(
                 loader,
@@ -194,7 +213,9 @@ def fit(
             )
             for index, (inputs, targets) in enumerate(bar):
                 for group in raw_optimizer.param_groups:
-                    group["lr"] = lr * _one_cycle(epoch * steps_per_epoch + index + 1, epochs * steps_per_epoch + 1)
+                    group["lr"] = lr * _one_cycle(
+                        epoch * steps_per_epoch + index + 1, epochs * steps_per_epoch + 1
+                    )
                 gates.clear()
                 inputs, targets = to_device(
                     (inputs, targets), acc.device
@@ -300,7 +321,9 @@ def attribute_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 def _one_output(said: Tensor, logit: Tensor, answer: Tensor) -> list[float]:
     """Accuracy, balanced accuracy and average precision of one output, from (N,) each."""
-    from torchmetrics.functional import classification as tm  # its multilabel functions refuse a single output
+    from torchmetrics.functional import (
+        classification as tm,
+    )  # its multilabel functions refuse a single output
 
     accuracy = float(tm.binary_accuracy(said, answer))
     if len(answer.unique()) < 2:
@@ -308,7 +331,11 @@ def _one_output(said: Tensor, logit: Tensor, answer: Tensor) -> list[float]:
     balanced = float(tm.binary_recall(said, answer) + tm.binary_specificity(said, answer)) / 2
     # Only the order counts, and a sigmoid of large logits would lose it.
     places = logit.unique(return_inverse=True)[1]
-    return [accuracy, balanced, float(tm.binary_average_precision(places / places.max().clamp_min(1), answer))]
+    return [
+        accuracy,
+        balanced,
+        float(tm.binary_average_precision(places / places.max().clamp_min(1), answer)),
+    ]
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------------
@@ -326,7 +353,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is cut short ({error}): save it again") from error
+        raise ValueError(
+            f"{path} is not a safetensors file, or is cut short ({error}): save it again"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str = "") -> None:
@@ -348,8 +377,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str 
     ]
     wrong += [
         f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in sorted(expected & set(weights)) if weights[k].shape != own[k].shape
-    ]  # fmt: skip
+        for k in sorted(expected & set(weights))
+        if weights[k].shape != own[k].shape
+    ]
     if wrong:
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise ValueError(f"{path} is a checkpoint of another architecture: {'; '.join(wrong[:2])}{more}")
@@ -367,7 +397,11 @@ def _save_state(
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    _write(folder / "state.safetensors", tensors, {"history": json.dumps(history), "settings": json.dumps(settings)})
+    _write(
+        folder / "state.safetensors",
+        tensors,
+        {"history": json.dumps(history), "settings": json.dumps(settings)},
+    )
     write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
@@ -409,7 +443,7 @@ def save_checkpoint(
     """Write weights and all that is needed to rebuild the model, SE blocks included, to a safetensors file.
 
     Args:
-        architecture, options: as :func:`selib.models.build` takes them. A network that takes no images has a method ``example()``
+        architecture, options: as :func:`studies.networks.build` takes them. A network that takes no images has a method ``example()``
             that returns a batch of what it takes, if SE blocks are attached to it.
         classes: the names of the outputs.
         image_size: side of square images, or (height, width).
@@ -422,11 +456,17 @@ def save_checkpoint(
     sides(image_size)
     blocks = [
         {
-            "stream": b.stream, "at": b.site, "start": "identity" if b.gain == 2 else "paper", "layout": b.layout, "pool": b.pool,
-            "bottleneck": b.bottleneck, "channels": b.channels, "per_target": isinstance(b, TargetSEBlock),
+            "stream": b.stream,
+            "at": b.site,
+            "start": "identity" if b.gain == 2 else "paper",
+            "layout": b.layout,
+            "pool": b.pool,
+            "bottleneck": b.bottleneck,
+            "channels": b.channels,
+            "per_target": isinstance(b, TargetSEBlock),
         }
         for b in attached(model).values()
-    ]  # fmt: skip
+    ]
     meta = {
         "architecture": architecture,
         "options": options,
@@ -446,12 +486,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
     """
     _, metadata = _read(Path(path))
     if "selib" not in metadata:
-        raise ValueError(f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)")
-    meta: dict[str, Any] = {"task": "multiclass"} | json.loads(metadata["selib"])  # older files do not name it
+        raise ValueError(
+            f"{path} holds weights only: build the model yourself, then selib.load_weights(model, path)"
+        )
+    meta: dict[str, Any] = {"task": "multiclass"} | json.loads(
+        metadata["selib"]
+    )  # older files do not name it
     try:
         height, width = sides(meta["image_size"])
         meta["image_size"] = meta["image_size"] if isinstance(meta["image_size"], int) else (height, width)
-        model = build(meta["architecture"], len(meta["classes"]), image_size=meta["image_size"], **meta["options"])
+        model = build(
+            meta["architecture"], len(meta["classes"]), image_size=meta["image_size"], **meta["options"]
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: the network cannot be built again: {error}") from error
     if meta["se"]:
@@ -461,7 +507,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
         example = say() if callable(say) else noise
         options = {
             b["stream"]: BlockOptions(
-                max(1, b["channels"] // b["bottleneck"]), b["start"], b["layout"], b["pool"], b.get("per_target", False)
+                max(1, b["channels"] // b["bottleneck"]),
+                b["start"],
+                b["layout"],
+                b["pool"],
+                b.get("per_target", False),
             )
             for b in meta["se"]
         }

@@ -15,10 +15,12 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
-from selib.results import replacing
+from selib.atomic import replacing
 
 ROUNDING = 1e-3  # seconds: Matroska and WebM keep times in whole milliseconds
-NOTHING = 110  # what a crop shows where its box leaves the frame: the middle grey that TalkNet's demo pads with
+NOTHING = (
+    110  # what a crop shows where its box leaves the frame: the middle grey that TalkNet's demo pads with
+)
 
 
 def read_frames(
@@ -168,7 +170,9 @@ def _write_gif(part: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=lasting, loop=0)
 
 
-def _write_mp4(part: Path, frames: Iterator[np.ndarray], fps: Fraction, audio: np.ndarray | None, rate: int) -> None:
+def _write_mp4(
+    part: Path, frames: Iterator[np.ndarray], fps: Fraction, audio: np.ndarray | None, rate: int
+) -> None:
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         first = next(frames)
         height, width, _ = first.shape
@@ -241,7 +245,9 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     if image.shape == (side, side):
         return image
     shrinks = min(image.shape) > side
-    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+    return np.asarray(
+        cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    )
 
 
 @contextmanager
@@ -251,7 +257,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         container = av.open(str(path))
-        if not (container.streams.video or container.streams.audio):  # a film that ends within its head has none
+        if not (
+            container.streams.video or container.streams.audio
+        ):  # a film that ends within its head has none
             raise ValueError("it holds neither pictures nor sound")
     except (FFmpegError, ValueError) as error:
         raise ValueError(
@@ -261,7 +269,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with container:
             yield container
     except FFmpegError as error:
-        raise ValueError(f"{path}: damaged or cut short ({_said(error)}): fetch it again or leave it out") from None
+        raise ValueError(
+            f"{path}: damaged or cut short ({_said(error)}): fetch it again or leave it out"
+        ) from None
 
 
 def _said(error: Exception) -> str:
@@ -283,7 +293,9 @@ def _complete(path: Path, stream: Any, end: float) -> None:
     """ValueError when a stream ends, at `end` seconds, half a second or more before the time that its header states."""
     declared = None
     if stream.duration is not None:
-        declared = float(stream.duration * stream.time_base) + float((stream.start_time or 0) * stream.time_base)
+        declared = float(stream.duration * stream.time_base) + float(
+            (stream.start_time or 0) * stream.time_base
+        )
     if declared is not None and end < declared - 0.5:
         raise ValueError(
             f"{path}: cut short: ends after {end:.2f} s of {declared:.2f} s; fetch it again or leave it out"

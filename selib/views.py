@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from selib import baselines, plot
 from selib.attach import attached, bare, to_device
-from selib.clips import Film, Picture, probability, write_line
 from selib.explanation import Explanation, Method, Streams, explain
 from selib.heatmap import normalize, resize
 from selib.select import Select, TopFraction
+from studies.clips import Film, Picture, probability, write_line
 
 HEIGHT = 224  # in pixels, at which an image is shown
 MAPS = 32  # that are kept of a clip, of about a megabyte each
@@ -130,7 +130,9 @@ def _check_names(outputs: Sequence[str], logits: Tensor) -> None:
 
 def says(rule: Select) -> str:
     """A selection rule as it is written in Python."""
-    inside = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in vars(rule).values())
+    inside = ", ".join(
+        f"{value:g}" if isinstance(value, float) else str(value) for value in vars(rule).values()
+    )
     return f"selib.{type(rule).__name__}({inside})"
 
 
@@ -140,7 +142,9 @@ def says(rule: Select) -> str:
 def _coloured(values: NDArray[Any], colormap: str) -> Picture:
     """Values in [0, 1] in the 256 colours of a map, as Matplotlib chooses them."""
     level = (values * 256).clip(0, 255).astype(np.uint8)
-    return np.asarray((matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255).round().astype(np.uint8)[level])
+    return np.asarray(
+        (matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255).round().astype(np.uint8)[level]
+    )
 
 
 def laid_over(picture: Picture, heatmap: NDArray[Any], look: Look) -> Picture:
@@ -174,12 +178,17 @@ def row_of(pictures: Sequence[Picture], titles: Sequence[str]) -> Picture:
     return page
 
 
-def channel_maps(ex: Explanation, channels: Sequence[int], t: int, look: Look, *, frames: int = 1) -> list[Picture]:
+def channel_maps(
+    ex: Explanation, channels: Sequence[int], t: int, look: Look, *, frames: int = 1
+) -> list[Picture]:
     """The maps of single channels, each on its own scale, 64 pixels high; of a clip of so many ``frames`` in frame t."""
     maps = ex.features[0, list(channels)]
     if maps.ndim == 4:  # maps of fewer frames than the clip's stand for several of them
         maps = maps[:, t * maps.shape[1] // frames]
-    return [_coloured(enlarged(one.numpy(), 64, smooth=look.smooth), look.colormap) for one in normalize(maps).cpu()]
+    return [
+        _coloured(enlarged(one.numpy(), 64, smooth=look.smooth), look.colormap)
+        for one in normalize(maps).cpu()
+    ]
 
 
 # ---- drawings ------------------------------------------------------------------------------------------------------------
@@ -204,13 +213,18 @@ def gates_drawing(weights: Tensor, chosen: Tensor, label: str) -> str:
         bars[int(picked[place])] += f"M{left + (place + 0.5) * step:.1f} {y(0):.1f}V{y(float(value)):.1f}"
     lines = [
         f'<path d="{path}" stroke="{colour}" stroke-width="{max(1.0, 0.8 * step):.2f}"/>'
-        for path, colour in zip(bars, ("#999999", plot.OURS), strict=True) if path
-    ]  # fmt: skip
+        for path, colour in zip(bars, ("#999999", plot.OURS), strict=True)
+        if path
+    ]
     if picked.any():
         edge = y(float(values[picked].min()))
-        lines.append(f'<path d="M{left} {edge:.1f}h{wide}" stroke="{plot.OTHERS}" stroke-dasharray="5 3" stroke-width="1.5"/>')  # fmt: skip
+        lines.append(
+            f'<path d="M{left} {edge:.1f}h{wide}" stroke="{plot.OTHERS}" stroke-dasharray="5 3" stroke-width="1.5"/>'
+        )
     marks = [value for value in (low, high) if abs(y(value) - y(0)) > 12] + [0.0]
-    ticks = "".join(f'<text x="{left - 4}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2g}</text>' for v in marks)
+    ticks = "".join(
+        f'<text x="{left - 4}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2g}</text>' for v in marks
+    )
     said = f"{int(picked.sum())} of {len(values)} channels selected"
     return (
         f'<svg role="img" aria-label="{label} of each channel: {said}" width="{left + wide + 4}" height="{top + tall + 20}" '
@@ -271,8 +285,16 @@ class ImageSubject:
     streams, frames = ("image",), 1
 
     def __init__(
-        self, model: nn.Module, image: Tensor, inputs: Tensor, name: str, outputs: Sequence[str], *, multilabel: bool, spelled: str
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        image: Tensor,
+        inputs: Tensor,
+        name: str,
+        outputs: Sequence[str],
+        *,
+        multilabel: bool,
+        spelled: str,
+    ) -> None:
         self.name, self.outputs, self.multilabel = name, outputs, multilabel
         self._model, self._inputs, self._spelled = model, inputs, spelled
         self._image = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
@@ -286,7 +308,9 @@ class ImageSubject:
             raise TypeError("the model has several SE blocks: the explorer shows images of models with one")
         _check_names(self.outputs, found.logits)
         if found.features.ndim != 4:
-            raise ValueError("the SE block sits on a vector, which has no positions: attach it before the pooling, at=")
+            raise ValueError(
+                "the SE block sits on a vector, which has no positions: attach it before the pooling, at="
+            )
         return found
 
     def explanation(self, stream: str) -> Explanation:
@@ -336,7 +360,9 @@ class ImageSubject:
     def _rival(self, name: str, target: int) -> NDArray[Any]:
         if (name, target) not in self._compared:
             place = next(self._model.parameters()).device
-            found = self._explainers[name](to_device(self._inputs, place), torch.tensor([target], device=place))
+            found = self._explainers[name](
+                to_device(self._inputs, place), torch.tensor([target], device=place)
+            )
             self._compared[name, target] = resize(found, self._shown.shape[:2]).clamp(0, 1)[0].cpu().numpy()
         return self._compared[name, target]
 
@@ -375,7 +401,9 @@ class ClipSubject:
         self.inputs, self.labels, self.wave = clip
         self.pictures = {stream: plot.pixels(x[0]) for stream, x in self.inputs.items() if x.ndim == 4}
         if not self.pictures:
-            raise ValueError(f"{name}: there is no stream of grey pictures (1, T, H, W) among {', '.join(self.inputs)}")
+            raise ValueError(
+                f"{name}: there is no stream of grey pictures (1, T, H, W) among {', '.join(self.inputs)}"
+            )
         self.frames = len(next(iter(self.pictures.values())))
         self.modalities, self.fps = tuple(modalities), fps
         self._model, self._spelled = model, spelled
@@ -393,7 +421,9 @@ class ClipSubject:
             )
         channels = found.streams["fusion"].gates.shape[1]
         if channels % len(self.modalities):
-            raise ValueError(f"{channels} fused channels are no {len(self.modalities)} equal segments: {', '.join(self.modalities)}")  # fmt: skip
+            raise ValueError(
+                f"{channels} fused channels are no {len(self.modalities)} equal segments: {', '.join(self.modalities)}"
+            )
         _check_names(self.outputs, found.logits)
         if not any(stream in found.streams for stream in self.pictures):
             raise ValueError(f"no SE block on a stream of pictures: {', '.join(self.pictures)} have none")
@@ -417,7 +447,9 @@ class ClipSubject:
             fusion = self.whole.streams["fusion"]
             logits = fusion.logits
             if off:
-                keep = torch.tensor([float(name not in off) for name in self.modalities], device=fusion.gates.device)
+                keep = torch.tensor(
+                    [float(name not in off) for name in self.modalities], device=fusion.gates.device
+                )
                 keep = keep.repeat_interleave(fusion.gates.shape[1] // len(keep))
                 logits = fusion.with_gates(lambda s: s * keep)
             self._scores[off, target] = probability(logits[0], target)
@@ -426,7 +458,9 @@ class ClipSubject:
     def maps(self, stream: str, method: str, target: int, rule: Select, smooth: bool) -> NDArray[np.uint8]:
         """A stream's heatmaps (T, H, W), 0 to 255, by one of our methods or a rival."""
         key = stream, method, target, says(rule), smooth
-        return remembered(self._maps, key, lambda: plot.pixels(self._made(stream, method, target, rule, smooth)), MAPS)
+        return remembered(
+            self._maps, key, lambda: plot.pixels(self._made(stream, method, target, rule, smooth)), MAPS
+        )
 
     def _made(self, stream: str, method: Any, target: int, rule: Select, smooth: bool) -> Tensor:
         ex, size = self.whole.streams[stream], self.pictures[stream].shape
@@ -437,7 +471,9 @@ class ClipSubject:
             return normalize(resize(ex.features.relu().mean(1), size))[0]
         if smooth:
             return ex.heatmap(method, target, select=rule)[0]
-        return torch.nn.functional.interpolate(_cells(ex, method, target, rule)[None], size, mode="nearest")[0, 0]
+        return torch.nn.functional.interpolate(_cells(ex, method, target, rule)[None], size, mode="nearest")[
+            0, 0
+        ]
 
     def picture(self, wanted: Wanted, t: int) -> Picture:
         """Frame t with the maps on its streams, over the sound and the score with everything and without what is off."""
@@ -460,9 +496,17 @@ class ClipSubject:
         scores |= {f"without {', '.join(sorted(off))}": self.scores(off, target)} if off else {}
         labels = None if self.labels is None else self.labels[0].cpu()
         return Film(
-            frames, shown, scores=scores, labels=labels, wave=self.wave, off=off, fps=self.fps,
-            opacity=look.opacity, colormap=look.colormap, scale=1 if len(frames) > 2 else 2,
-        )  # fmt: skip
+            frames,
+            shown,
+            scores=scores,
+            labels=labels,
+            wave=self.wave,
+            off=off,
+            fps=self.fps,
+            opacity=look.opacity,
+            colormap=look.colormap,
+            scale=1 if len(frames) > 2 else 2,
+        )
 
     def code(self, stream: str, method: Method, target: int, rule: Select) -> str:
         return (

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selib import plot, views
-from selib.data import ImageSet, SpeakerSet, normalize
+from selib.atomic import replacing
 from selib.explanation import METHODS, Explanation, Method
-from selib.results import replacing
 from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
 from selib.views import Clip, ClipSubject, ImageSubject, Look, Prepare, Subject, Wanted, encoded
+from studies.data import ImageSet, SpeakerSet, normalize
 
 RULES = ("top share", "k channels", "weight above", "paper's rule", "picked by hand")
 COLORMAPS = (
@@ -81,37 +81,73 @@ def explorer(
     if isinstance(data, ImageSet | Tensor):
         subjects = _images(model, data, classes, prepare, multilabel)
     else:
-        subjects = _clips(model, data, list(classes or ("speaking",)), views.modalities_of(model, modalities), fps)
+        subjects = _clips(
+            model, data, list(classes or ("speaking",)), views.modalities_of(model, modalities), fps
+        )
     origin = [data.name + " (synthetic)" * data.synthetic] if isinstance(data, ImageSet | SpeakerSet) else []
-    return Explorer(subjects, ", ".join([*origin, type(model).__name__, *[f"seed {seed}"] * (seed is not None)]))
+    return Explorer(
+        subjects, ", ".join([*origin, type(model).__name__, *[f"seed {seed}"] * (seed is not None)])
+    )
 
 
 def _images(
-    model: nn.Module, data: ImageSet | Tensor, classes: Sequence[str] | None, prepare: Prepare, multilabel: bool
+    model: nn.Module,
+    data: ImageSet | Tensor,
+    classes: Sequence[str] | None,
+    prepare: Prepare,
+    multilabel: bool,
 ) -> list[ImageSubject]:
     if isinstance(data, ImageSet):
         names = classes or data.classes
         truths = [""] * len(data) if data.multilabel else [f", {names[k]}" for k in data.targets.tolist()]
         return [
-            ImageSubject(model, data.images[i], data.batch([i]), f"image {i}{truth}", names, multilabel=data.multilabel, spelled=f"data.batch([{i}])")
+            ImageSubject(
+                model,
+                data.images[i],
+                data.batch([i]),
+                f"image {i}{truth}",
+                names,
+                multilabel=data.multilabel,
+                spelled=f"data.batch([{i}])",
+            )
             for i, truth in enumerate(truths)
-        ]  # fmt: skip
+        ]
     if classes is None:
         raise ValueError("pass classes=, the names of the model's outputs")
     return [
-        ImageSubject(model, image, prepare(image[None]), f"image {i}", classes, multilabel=multilabel, spelled=f"prepare(data[{i}:{i + 1}])")
+        ImageSubject(
+            model,
+            image,
+            prepare(image[None]),
+            f"image {i}",
+            classes,
+            multilabel=multilabel,
+            spelled=f"prepare(data[{i}:{i + 1}])",
+        )
         for i, image in enumerate(data)
-    ]  # fmt: skip
+    ]
 
 
 def _clips(
-    model: nn.Module, data: SpeakerSet | Mapping[str, Clip], outputs: Sequence[str], segments: Sequence[str], fps: float
+    model: nn.Module,
+    data: SpeakerSet | Mapping[str, Clip],
+    outputs: Sequence[str],
+    segments: Sequence[str],
+    fps: float,
 ) -> list[ClipSubject]:
     if isinstance(data, SpeakerSet):
         return [
-            ClipSubject(model, (*data.clip(i), data.wave(i)), f"clip {i}, {info.condition or info.entity}", segments, outputs, fps=info.fps, spelled=f"data.clip({i})[0]")
+            ClipSubject(
+                model,
+                (*data.clip(i), data.wave(i)),
+                f"clip {i}, {info.condition or info.entity}",
+                segments,
+                outputs,
+                fps=info.fps,
+                spelled=f"data.clip({i})[0]",
+            )
             for i, info in enumerate(data.clips)
-        ]  # fmt: skip
+        ]
     return [
         ClipSubject(model, clip, name, segments, outputs, fps=fps, spelled=f"data[{name!r}][0]")
         for name, clip in data.items()
@@ -134,26 +170,51 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             "layout": {"width": "330px"},
         }  # a dict: each makes a layout of its own
         self.knobs: dict[str, Any] = {
-            "item": ipywidgets.Dropdown(options=[(s.name, i) for i, s in enumerate(subjects)], description="clip" if clips else "image", **wide),
-            "previous": ipywidgets.Button(description="previous", icon="arrow-left", layout=ipywidgets.Layout(width="100px")),
-            "next": ipywidgets.Button(description="next", icon="arrow-right", layout=ipywidgets.Layout(width="100px")),
+            "item": ipywidgets.Dropdown(
+                options=[(s.name, i) for i, s in enumerate(subjects)],
+                description="clip" if clips else "image",
+                **wide,
+            ),
+            "previous": ipywidgets.Button(
+                description="previous", icon="arrow-left", layout=ipywidgets.Layout(width="100px")
+            ),
+            "next": ipywidgets.Button(
+                description="next", icon="arrow-right", layout=ipywidgets.Layout(width="100px")
+            ),
             "target": ipywidgets.Dropdown(description="target", **wide),
             "stream": ipywidgets.Dropdown(options=first.streams, description="stream", **wide),
             "method": ipywidgets.Dropdown(options=METHODS, value="influence", description="method", **wide),
             "rule": ipywidgets.Dropdown(options=RULES, value=RULES[0], description="channels", **wide),
-            "share": ipywidgets.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **wide),
+            "share": ipywidgets.FloatSlider(
+                1.0, min=0.01, max=1.0, step=0.01, readout_format=".0%", description="top share", **wide
+            ),
             "k": ipywidgets.IntSlider(10, 1, 10, description="k", **wide),
-            "threshold": ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="above", **wide),
-            "compare": ipywidgets.Dropdown(options=(views.NOTHING, *first.rivals), description="compare", **wide),
+            "threshold": ipywidgets.FloatSlider(
+                0.0, min=0.0, max=1.0, step=0.01, description="above", **wide
+            ),
+            "compare": ipywidgets.Dropdown(
+                options=(views.NOTHING, *first.rivals), description="compare", **wide
+            ),
             "colours": ipywidgets.Dropdown(options=COLORMAPS, description="colours", **wide),
-            "opacity": ipywidgets.FloatSlider(0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide),
-            "smooth": ipywidgets.Checkbox(True, description="smooth", indent=False, layout=ipywidgets.Layout(width="90px")),
+            "opacity": ipywidgets.FloatSlider(
+                0.85 if clips else 0.55, min=0.0, max=1.0, step=0.05, description="opacity", **wide
+            ),
+            "smooth": ipywidgets.Checkbox(
+                True, description="smooth", indent=False, layout=ipywidgets.Layout(width="90px")
+            ),
             "frame": ipywidgets.IntSlider(0, 0, first.frames - 1, description="frame", **wide),
             "play": ipywidgets.Play(min=0, max=first.frames - 1),
-            "save": ipywidgets.Button(description="save PNG", icon="download", layout=ipywidgets.Layout(width="110px")),
-        }  # fmt: skip
+            "save": ipywidgets.Button(
+                description="save PNG", icon="download", layout=ipywidgets.Layout(width="110px")
+            ),
+        }
         modalities = first.modalities if isinstance(first, ClipSubject) else ()
-        self.switches = {name: ipywidgets.ToggleButton(True, description=name, icon="check", layout=ipywidgets.Layout(width="90px")) for name in modalities}  # fmt: skip
+        self.switches = {
+            name: ipywidgets.ToggleButton(
+                True, description=name, icon="check", layout=ipywidgets.Layout(width="90px")
+            )
+            for name in modalities
+        }
         natural = {"align_self": "flex-start", "max_width": "100%"}
         self.view, self.thumbnails = (ipywidgets.Image(format="png", layout=natural) for _ in range(2))
         self.gates, self.answers, self.lines, self.saved = (ipywidgets.HTML() for _ in range(4))
@@ -163,7 +224,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             for _ in range(STRIP)
         ]
         self.picks = [
-            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="112px")) for _ in range(STRIP)
+            ipywidgets.ToggleButton(description="", layout=ipywidgets.Layout(width="112px"))
+            for _ in range(STRIP)
         ]
         self._strip: list[int] = []  # the channels of the strip
         self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
@@ -179,8 +241,18 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def _rows(self, clips: bool) -> list[Any]:
         knob, across = self.knobs, ipywidgets.HBox
-        moving = [across([ipywidgets.Label("modalities", layout=ipywidgets.Layout(width="86px")), *self.switches.values()]), across([knob["play"], knob["frame"]])]  # fmt: skip
-        strip = across([ipywidgets.VBox([image, pick]) for image, pick in zip(self.maps, self.picks, strict=True)])
+        moving = [
+            across(
+                [
+                    ipywidgets.Label("modalities", layout=ipywidgets.Layout(width="86px")),
+                    *self.switches.values(),
+                ]
+            ),
+            across([knob["play"], knob["frame"]]),
+        ]
+        strip = across(
+            [ipywidgets.VBox([image, pick]) for image, pick in zip(self.maps, self.picks, strict=True)]
+        )
         return [
             across([knob["item"], knob["previous"], knob["next"]]),
             self.thumbnails,
@@ -242,13 +314,17 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             RULES[1]: TopK(knob["k"].value),
             RULES[2]: Threshold(_written(knob["threshold"].value)),
             RULES[3]: NormalQuantile(),
-            RULES[4]: Channels(tuple(sorted(self._chosen[stream]))) if stream in self._chosen else TopFraction(1.0),
+            RULES[4]: Channels(tuple(sorted(self._chosen[stream])))
+            if stream in self._chosen
+            else TopFraction(1.0),
         }
         return rules[title]
 
     def _picked(self, title: str) -> set[int]:
         """The channels that a rule selects here."""
-        return set(self._rule(title, self._stream).mask(self._weights()[None])[0].nonzero().flatten().tolist())
+        return set(
+            self._rule(title, self._stream).mask(self._weights()[None])[0].nonzero().flatten().tolist()
+        )
 
     def _step(self, by: int) -> None:
         item = self.knobs["item"]
@@ -285,11 +361,16 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         with self._silently():
-            weights = self._explained.channel_weights(self._method, self.knobs["target"].value)[0]  # of all frames
+            weights = self._explained.channel_weights(self._method, self.knobs["target"].value)[
+                0
+            ]  # of all frames
             self.knobs["k"].max = len(weights)
             low, high = float(weights.min()), float(weights.max())
             slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
-            slider.min, slider.max = min(slider.min, low), max(slider.max, high + step)  # never crossed on the way
+            slider.min, slider.max = (
+                min(slider.min, low),
+                max(slider.max, high + step),
+            )  # never crossed on the way
             slider.step, slider.readout_format = step, ".3g"
             slider.value = min(max(slider.value, low), high)
             slider.min, slider.max = low, high + step
@@ -321,7 +402,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return cast(Method, self.knobs["method"].value)
 
     def _weights(self) -> Tensor:
-        return views.weights_at(self._explained, self._method, self.knobs["target"].value, self.knobs["frame"].value)
+        return views.weights_at(
+            self._explained, self._method, self.knobs["target"].value, self.knobs["frame"].value
+        )
 
     @property
     def _label(self) -> str:
@@ -337,7 +420,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet or place >= len(self._strip):
             return
         channels = self._picked(self.knobs["rule"].value)  # what is selected now, but for this channel
-        self._chosen[self._stream] = channels | {self._strip[place]} if on else channels - {self._strip[place]}
+        self._chosen[self._stream] = (
+            channels | {self._strip[place]} if on else channels - {self._strip[place]}
+        )
         with self._silently():
             self.knobs["rule"].value = RULES[4]
         self.redraw()
@@ -415,7 +500,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """What is shown as one picture with its caption, for pages without widgets: PNG."""
         weights = self._weights()
         chosen = self.rule.mask(weights[None])[0]
-        return plot.screen(plot.explored(self._picture(), weights, chosen, label=self._label, caption=self.caption))
+        return plot.screen(
+            plot.explored(self._picture(), weights, chosen, label=self._label, caption=self.caption)
+        )
 
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""
@@ -437,7 +524,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
         It is another output because it is renewed when the knobs have come to rest, and the widget under the hand must not be.
         """
-        display({kind: view for kind, view in self._repr_mimebundle_().items() if kind != "text/plain"}, raw=True)
+        display(
+            {kind: view for kind, view in self._repr_mimebundle_().items() if kind != "text/plain"}, raw=True
+        )
         self._stills.append(display(self._placard(), raw=True, display_id=True))
 
     def _placard(self) -> dict[str, Any]:

@@ -13,7 +13,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 def find() -> str | None:
     """The path of a Chromium: SELIB_CHROMIUM, the system's, or Playwright's own."""
-    system = os.environ.get("SELIB_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+    system = os.environ.get("SELIB_CHROMIUM") or next(
+        (path for name in NAMES if (path := shutil.which(name))), None
+    )
     if system:
         return system
     from playwright.sync_api import sync_playwright
@@ -27,7 +29,9 @@ def install() -> str | None:
     """Playwright's own Chromium, else the distribution's where we may: its path, None where neither can be had."""
     attempts = [[[sys.executable, "-m", "playwright", "install", "chromium"]]]
     if shutil.which("apt-get") and os.geteuid() == 0:
-        attempts.append([["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]])
+        attempts.append(
+            [["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]]
+        )
     for commands in attempts:
         try:
             for command in commands:

@@ -33,8 +33,14 @@ def vgg() -> nn.Module:
     with torch.device("meta"):  # its first linear layer alone has 100 million weights
         model = VGG(make_layers([8, "M", 8, "M", 12, 12, "M"], batch_norm=True), num_classes=K)
     model.classifier = nn.Sequential(
-        nn.Linear(12 * 49, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, K)
-    )  # fmt: skip
+        nn.Linear(12 * 49, 32),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(32, 16),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(16, K),
+    )
     model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
@@ -72,17 +78,25 @@ def vit() -> nn.Module:
 
 
 def swin() -> nn.Module:
-    return SwinTransformer([4, 4], embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=[2, 2], num_classes=K)
+    return SwinTransformer(
+        [4, 4], embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=[2, 2], num_classes=K
+    )
 
 
 def r3d() -> nn.Module:
-    return video.VideoResNet(video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=K)
+    return video.VideoResNet(
+        video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=K
+    )
 
 
 def convolutions(channels: int = 6, inputs: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, channels, 3, 2, 1), nn.ReLU()
-    )  # fmt: skip
+        nn.Conv2d(inputs, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, channels, 3, 2, 1),
+        nn.ReLU(),
+    )
 
 
 class Functional(nn.Module):
@@ -155,7 +169,9 @@ class InPlaceHead(nn.Module):
         super().__init__()
         self.body = nn.Conv2d(3, 6, 3, 4, 1)
         self.act = nn.ReLU(inplace=True)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 12), nn.ReLU(inplace=True), nn.Linear(12, K))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(6 * 64, 12), nn.ReLU(inplace=True), nn.Linear(12, K)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.act(self.body(x)))
@@ -174,7 +190,9 @@ class Audio(nn.Module):
 
 
 def sequential() -> nn.Module:
-    return nn.Sequential(convolutions(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sequential(nn.Linear(6, K)))
+    return nn.Sequential(
+        convolutions(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sequential(nn.Linear(6, K))
+    )
 
 
 def mlp() -> nn.Module:
@@ -306,7 +324,11 @@ class Detector(nn.Module):
 
 def detector(others: float = 0.0) -> Detector:
     model = Detector(others).eval()
-    example = {"audio": torch.rand(2, 32, 13), "face": torch.rand(2, 8, 112, 112), "body": torch.rand(2, 8, 112, 112)}
+    example = {
+        "audio": torch.rand(2, 32, 13),
+        "face": torch.rand(2, 8, 112, 112),
+        "body": torch.rand(2, 8, 112, 112),
+    }
     attach_se(model, example, at={"face": "face", "body": "body", "fusion": "fuse"})
     model.seen.clear()
     return model

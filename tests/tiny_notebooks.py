@@ -9,7 +9,7 @@ import nbformat
 PARAMETERS = "profile = None\nseed = 0\ndevice = 'auto'\ndata_root = None\nresults_dir = None\nlevel = 1"
 SAVE = """
 import os
-from selib import results
+from studies import results
 results.save({name!r}, profile=profile, seed=seed, params=dict(level=level, results_dir=results_dir), data={{}},
              metrics=dict(level=level, store=os.environ['SELIB_CHECKPOINTS'], findings=['level is %s' % level]), timings=dict(total=1.0), out=results_dir)
 print('level', level)

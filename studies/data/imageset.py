@@ -1,0 +1,255 @@
+"""Images and targets as two tensors, with boxes or masks where the data has them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+MEAN = (
+    0.485,
+    0.456,
+    0.406,
+)  # of ImageNet's RGB channels in [0, 1]; every set uses them, so that networks can be swapped
+STD = (0.229, 0.224, 0.225)
+
+Indices = Sequence[int] | Tensor | slice
+
+
+def _channelwise(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(3, 1, 1)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images uint8 (..., 3, H, W) in 0..255 -> float32 of the same shape, ImageNet mean 0 and deviation 1."""
+    if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3:
+        raise TypeError(
+            f"normalize takes uint8 images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"
+        )
+    # one multiplication and one addition: (x / 255 - mean) / std
+    scale = 1 / (255 * _channelwise(STD, images))
+    return images.float().mul_(scale).sub_(_channelwise(MEAN, images) / _channelwise(STD, images))
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Float (..., 3, H, W) as `normalize` makes them -> uint8 of the same shape; values out of range are clipped."""
+    if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] != 3:
+        raise TypeError(
+            f"denormalize takes float images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"
+        )
+    pixels = (images.float() * _channelwise(STD, images) + _channelwise(MEAN, images)) * 255
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def rasterize(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes int (B, 4) as x1, y1, x2, y2 with exclusive ends -> bool (B, H, W), True inside; size is (H, W)."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"rasterize takes boxes (B, 4), not {tuple(boxes.shape)}")
+    x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
+    ys = torch.arange(size[0], device=boxes.device)
+    xs = torch.arange(size[1], device=boxes.device)
+    rows, columns = (ys >= y1) & (ys < y2), (xs >= x1) & (xs < x2)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crop of the image padded by an eighth (reflected) and a random horizontal flip, each image its own.
+
+    images uint8 (B, 3, H, W) -> the same shape. An eighth of 32 is the 4 pixels usual for CIFAR.
+    """
+    count, _, height, width = images.shape
+    py, px = height // 8, width // 8
+    # reflection is not implemented for uint8 in torch: index rows and columns instead
+    rows = pad(torch.arange(height).float()[None, None], (py, py), mode="reflect").long().view(-1)
+    columns = pad(torch.arange(width).float()[None, None], (px, px), mode="reflect").long().view(-1)
+    top = torch.randint(2 * py + 1, (count,), generator=generator)
+    left = torch.randint(2 * px + 1, (count,), generator=generator)
+    flip = torch.rand(count, generator=generator) < 0.5
+    ys = rows[top[:, None] + torch.arange(height)]
+    xs = columns[left[:, None] + torch.arange(width)]
+    xs = torch.where(flip[:, None], xs.flip(1), xs)
+    cells = ys[:, :, None] * width + xs[:, None, :]
+    flat = cells.view(count, 1, -1).expand(-1, 3, -1)
+    return images.reshape(count, 3, -1).gather(2, flat).view_as(images)
+
+
+@dataclass(eq=False, repr=False)
+class ImageSet(Dataset):
+    """One split of an image classification set, held as tensors; also a torch Dataset.
+
+    images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64: class numbers (N,), or 0 and 1
+    for every one of K attributes (N, K); classes: the names of the classes or attributes;
+    boxes int64 (N, 4) as x1, y1, x2, y2 in pixels, ends exclusive; masks bool (N, H, W), True on the object;
+    synthetic: True for a procedural twin. Raises ValueError when the shapes or dtypes do not fit together.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    targets: Tensor
+    classes: list[str]
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+    synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(f"{self.name}: images must be (N, 3, H, W), not {tuple(self.images.shape)}")
+        count, _, *space = self.images.shape
+        self._expect(images=(torch.uint8, (count, 3, *space)), boxes=(torch.int64, (count, 4)))
+        self._expect(masks=(torch.bool, (count, *space)))
+        self._expect(targets=(torch.int64, (count, len(self.classes)) if self.multilabel else (count,)))
+        most = 1 if self.multilabel else len(self.classes) - 1
+        if count and not 0 <= int(self.targets.min()) <= int(self.targets.max()) <= most:
+            what = "be 0 or 1" if self.multilabel else f"lie in 0..{most}, one for each class name"
+            raise ValueError(f"{self.name}: targets must {what}")
+
+    def _expect(self, **expected: tuple[torch.dtype, tuple[int, ...]]) -> None:
+        """ValueError for the first of these tensors, None aside, that has another dtype or shape."""
+        for name, (dtype, shape) in expected.items():
+            tensor = getattr(self, name)
+            if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
+                raise ValueError(
+                    f"{self.name}: {name} must be {dtype} {shape}, not {tensor.dtype} {tuple(tensor.shape)}"
+                )
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether targets are (N, K) of 0 and 1, an answer for every attribute, and not (N,) class numbers."""
+        return self.targets.ndim == 2
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return int(self.images.shape[-2]), int(self.images.shape[-1])
+
+    @property
+    def annotation(self) -> str:
+        """What says where things are, in words; empty when nothing does."""
+        return "masks" if self.masks is not None else "boxes" if self.boxes is not None else ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 over image bytes and targets: two sets with equal content share it."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 4096):
+            digest.update(self.images[start : start + 4096].contiguous().numpy().data)
+        digest.update(self.targets.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[2:]
+        kinds = f"{len(self.classes)} {'attributes' if self.multilabel else 'classes'}, {self.annotation or 'no boxes'}"
+        return f"{type(self).__name__}({self.name} {self.split}: {len(self)} of {width}x{height}, {kinds})"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        """Float32 normalised image (3, H, W) and its target: a class number, or int64 (K,) of attributes."""
+        target = self.targets[index]
+        return normalize(self.images[index]), target if self.multilabel else int(target)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch: float32 (B, 3, H, W), int64 (B,) or (B, K); needs `DataLoader(..., collate_fn=identity)`."""
+        rows = torch.as_tensor(indices)
+        return self.batch(rows), self.targets[rows]
+
+    def batch(self, indices: Indices) -> Tensor:
+        """Float32 normalised images (B, 3, H, W), as the networks take them."""
+        return normalize(self.images[rows_of(indices)])
+
+    def truth(self, indices: Indices) -> Tensor:
+        """Bool (B, H, W), True on the object: the masks, or else the boxes filled in. ValueError without either."""
+        rows = rows_of(indices)
+        if self.masks is not None:
+            return self.masks[rows]
+        if self.boxes is not None:
+            return rasterize(self.boxes[rows], (self.images.shape[-2], self.images.shape[-1]))
+        raise ValueError(
+            f"{self.name} has neither masks nor boxes: localisation needs tiny-imagenet or synth-objects"
+        )
+
+    def subset(self, indices: Indices) -> Self:
+        """The chosen images, in that order, as a set of their own; all class names stay."""
+        return replace(self, **self._chosen(rows_of(indices)))
+
+    def _chosen(self, rows: Tensor | slice) -> dict[str, Any]:
+        """What `subset` replaces: every field that holds a value for each image, which all tensors do."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Training images uint8 (B, 3, H, W), each changed at random: :func:`augment`."""
+        return augment(self.images[rows], generator)
+
+    def loader(self, batch_size: int = 128, *, train: bool = False, seed: int = 0) -> DataLoader:
+        """Batches of float32 (B, 3, H, W) and int64 (B,), or (B, K) for attributes.
+
+        train=True: shuffled, augmented (`augment`), last short batch dropped. Order and augmentation depend on seed and
+        epoch alone; `loader.dataset.set_epoch(e)` resumes a run where it was.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not train:
+            return DataLoader(self, batch_size, collate_fn=identity)
+        if len(self) < batch_size:
+            raise ValueError(
+                f"{self.name}: {len(self)} training images are fewer than one batch of {batch_size}"
+            )
+        view = _Augmented(self, seed)
+        return DataLoader(view, batch_size, sampler=_Shuffled(view), collate_fn=identity, drop_last=True)
+
+
+def identity(batch: Any) -> Any:
+    """The batch as it is: `__getitems__` has already put it together."""
+    return batch
+
+
+def rows_of(indices: Indices) -> Tensor | slice:
+    """Indices as a tensor can be indexed by them."""
+    return indices if isinstance(indices, slice) else torch.as_tensor(indices)
+
+
+class _Augmented(Dataset):
+    """Training view of a set: the same indices, augmented images; knows the epoch."""
+
+    def __init__(self, base: ImageSet, seed: int) -> None:
+        self.base, self.seed, self.epoch = base, seed, -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch - 1  # the sampler steps on as it starts
+
+    def generator(self, *key: int) -> torch.Generator:
+        digest = hashlib.sha256(repr((self.seed, self.epoch, *key)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        # keyed by the first index, not by a running count: the same batch whichever process or worker draws it
+        images = self.base.augmented(rows, self.generator(int(rows[0])))
+        return normalize(images), self.base.targets[rows]
+
+
+class _Shuffled(Sampler[int]):
+    """A new seeded order every epoch; steps the view's epoch on."""
+
+    def __init__(self, view: _Augmented) -> None:
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __iter__(self) -> Iterator[int]:
+        self.view.epoch += 1
+        return iter(cast(list[int], torch.randperm(len(self), generator=self.view.generator()).tolist()))

@@ -1,0 +1,233 @@
+"""Tables and comparisons over training runs, in the form that results files and reports hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from selib.stats import Interval, bootstrap, paired, paired_over_seeds
+from studies.benchmark import LOWER_IS_BETTER, Scores
+
+HEADINGS = {
+    "pointing": "pointing",
+    "near": "energy within one cell",
+    "energy": "energy inside",
+    "rank": "rank accuracy",
+    "iou": "IoU",
+    "ap": "AP",
+    "deletion": "deletion",
+    "insertion": "insertion",
+    "drop": "average drop",
+    "increase": "increase",
+    "road": "ROAD",
+}
+
+
+def heading(metric: str) -> str:
+    """The metric's column heading with the direction that is better."""
+    return f"{HEADINGS.get(metric, metric)} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+def over_runs(runs: Sequence[Scores], explainer: str, metric: str) -> NDArray[np.float64]:
+    """One cell averaged over training runs, image by image, where every run has it: (n,)."""
+    stacked = np.stack([run.cell(explainer, metric) for run in runs])
+    return np.asarray(stacked[:, ~np.isnan(stacked).any(0)].mean(0))
+
+
+def score_table(
+    runs: Sequence[Scores],
+    caption: str,
+    *,
+    notes: Sequence[str] = (),
+    resamples: int = 2000,
+    synthetic: bool = False,
+    unit: str = "images",
+) -> dict[str, Any]:
+    """Explainers × metrics: means with the 95 % interval over images, or what ``unit`` says, each averaged over the training runs.
+
+    Every run must have scored the same images.
+    """
+    first = runs[0].values
+    metrics = list(next(iter(first.values())))
+    rows = [
+        [name, *(list(bootstrap(over_runs(runs, name, metric), resamples=resamples)) for metric in metrics)]
+        for name in first
+    ]
+    counts = {metric: len(over_runs(runs, next(iter(first)), metric)) for metric in metrics}
+    images = ", ".join(f"{HEADINGS.get(m, m)} {n}" for m, n in counts.items())
+    spec = {
+        "caption": caption,
+        "columns": ["map", *(heading(metric) for metric in metrics)],
+        "rows": rows,
+        "notes": [f"{unit.capitalize()}: {images}.", *_fewer(runs, counts), *notes],
+    }
+    return spec | ({"synthetic": True} if synthetic else {})
+
+
+def _fewer(runs: Sequence[Scores], counts: Mapping[str, int]) -> list[str]:
+    """A note on slow explainers that were measured on fewer images than the first one."""
+    small = {name: [len(over_runs(runs, name, metric)) for metric in counts] for name in runs[0].values}
+    found = {name: max(sizes) for name, sizes in small.items() if sizes < list(counts.values())}
+    return [f"Fewer, being slow: {', '.join(f'{name} {n}' for name, n in found.items())}."] if found else []
+
+
+def difference(runs: Sequence[tuple[ArrayLike, ArrayLike]], *, resamples: int = 2000) -> Interval:
+    """mean(a - b), paired over images; with several training runs the interval is over runs and images."""
+    if len(runs) == 1:
+        return paired(*runs[0], resamples=resamples)
+    return paired_over_seeds(runs, resamples=resamples)
+
+
+def compare(runs: Sequence[Scores], a: str, b: str, metric: str, *, resamples: int = 2000) -> Interval:
+    """The gain of explainer ``a`` over ``b`` on a metric, positive where ``a`` is better, whichever way the metric points."""
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    pairs = []
+    for run in runs:
+        x, y = run.cell(a, metric), run.cell(b, metric)
+        both = ~np.isnan(x) & ~np.isnan(y)
+        pairs.append((sign * x[both], sign * y[both]))
+    return difference(pairs, resamples=resamples)
+
+
+def best(runs: Sequence[Scores], among: Sequence[str], metric: str) -> str:
+    """The explainer with the best mean on a metric."""
+    means = {name: float(over_runs(runs, name, metric).mean()) for name in among if name in runs[0].values}
+    return (min if metric in LOWER_IS_BETTER else max)(means, key=means.__getitem__)
+
+
+def verdict(interval: Sequence[float]) -> str:
+    """In words what an interval of a gain says: "better", "worse", or "level with" when it holds zero."""
+    _, low, high = interval
+    return "better than" if low > 0 else "worse than" if high < 0 else "level with"
+
+
+def signed(interval: Sequence[float], digits: int = 3) -> str:
+    """An interval as text: "+0.012 [+0.003, +0.021]"."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def rank_scores(
+    runs: Sequence[Scores], metrics: Sequence[str], *, resamples: int = 2000
+) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
+    """{heading: {explainer: (mean, low, high)}} for :func:`selib.plot.rank_plot`."""
+    return {
+        HEADINGS[metric]: {
+            name: bootstrap(over_runs(runs, name, metric), resamples=resamples) for name in runs[0].values
+        }
+        for metric in metrics
+    }
+
+
+# ---- the tables of the object study --------------------------------------------------------------------------------------
+
+
+def accuracy_table(
+    right: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]], *, resamples: int = 2000
+) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """Top-1 accuracy with and without SE, and the paired difference in points.
+
+    Args:
+        right: {data set: one (with, without) per seed}, each (n,) of 0 and 1 over the same images.
+
+    Returns:
+        The table and {data set: difference in points}.
+    """
+    points = {}
+    rows = []
+    for name, runs in right.items():
+        gain = difference(runs, resamples=resamples)
+        points[name] = Interval(*(100 * v for v in gain))
+        with_se, without = (float(np.mean([np.mean(run[side]) for run in runs])) for side in (0, 1))
+        by_seed = ", ".join(f"{100 * (np.mean(a) - np.mean(b)):+.2f}" for a, b in runs)
+        rows.append([name, with_se, without, list(points[name]), by_seed])
+    table = {
+        "caption": "Top-1 accuracy with and without the SE block",
+        "columns": ["data", "with SE", "without", "difference in points, paired", "seed by seed"],
+        "rows": rows,
+        "notes": ["Not harmed means: the interval lies above -0.5 points."],
+    }
+    return table, points
+
+
+GATE_COLUMNS = {
+    "agrees": "agrees",
+    "gated": "gated",
+    "only_top": "gated: only",
+    "without_top": "gated: without",
+    "original_only_top": "original: only",
+    "original_without_top": "original: without",
+    "random_only": "random: only",
+    "random_without": "random: without",
+    "influence_only": "influence: only",
+    "influence_without": "influence: without",
+}
+
+
+def gate_table(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What label-free gates keep, as shares of the original network's accuracy.
+
+    Args:
+        studies: {data set: one result of :func:`studies.objects.gate_study` per seed}.
+    """
+    rows = []
+    for name, runs in studies.items():
+        for setting in runs[0]:
+            cells = [run[setting] for run in runs]
+            original = np.mean([c["right"]["original"].mean() for c in cells])
+            kinds = [float(np.mean([c["right"][k].mean() for c in cells])) for k in GATE_COLUMNS]
+            shares = [
+                k if column == "agrees" else k / original
+                for k, column in zip(kinds, GATE_COLUMNS, strict=True)
+            ]
+            open_gates = float(np.mean([c["open_gates"] for c in cells]))
+            rows.append(
+                [f"{name}, {setting}", float(original), open_gates, *(f"{100 * s:.1f} %" for s in shares)]
+            )
+    return {
+        "caption": "Label-free gates: the accuracy that the top decile of channels keeps, and that is left without it",
+        "columns": ["data, setting", "original accuracy", "gates open", *GATE_COLUMNS.values()],
+        "rows": rows,
+        "notes": [
+            "Validation images. \"Agrees\": the share of the original network's predictions that the gated network keeps; all further columns: accuracy in % of the original's.",
+            "Only and without: the top decile of each image's channels. Gated: in the gated network; original, random, influence: in the network as it was before, the channels named by the gates, drawn at random, ranked by influence on the predicted class.",
+        ],
+    }
+
+
+def gain_table(
+    scores: Mapping[str, Sequence[Scores]],
+    pairs: Sequence[tuple[str, str, Sequence[str]]],
+    family: Sequence[str],
+    *,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Paired gains of one map over another, positive where the first is better.
+
+    Args:
+        scores: {network: one :class:`Scores` per seed}.
+        pairs: (map, rival, metrics); the rival "best" stands for the best of ``family``, the CAMs, on that metric.
+    """
+    rows = []
+    for network, runs in scores.items():
+        for name, rival, metrics in pairs:
+            for metric in metrics:
+                other = best(runs, family, metric) if rival == "best" else rival
+                gain = compare(runs, name, other, metric, resamples=resamples)
+                shown = f"{other} (the best CAM here)" if rival == "best" else other
+                rows.append([network, heading(metric), name, shown, list(gain)])
+    return {
+        "caption": "Paired gains, positive where the first map is better",
+        "columns": ["network", "measure", "map", "against", "gain"],
+        "rows": rows,
+        "notes": ["The best CAM is picked on the same images, which favours it."],
+    }
+
+
+def in_words(row: Sequence[Any]) -> str:
+    """A row of :func:`gain_table` as a sentence."""
+    network, measure, name, rival, gain = row
+    return f"{network}, {measure[:-2]}: {name} is {verdict(gain)} {rival}, {signed(gain)}."

@@ -1,0 +1,213 @@
+"""Every notebook keeps the conventions, runs in the smoke profile, and writes the numbers a sound model writes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from studies import results
+from studies import run as study
+from studies.report import report
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+PLANNED: set[int] = set()
+PARAMETERS = {"profile": None, "seed": 0, "device": "auto", "data_root": None, "results_dir": None}
+
+# notebook -> path in its metrics -> (low, high): what the smoke profile must reach on the twin, and a broken model does not
+EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
+    "00_quickstart": {
+        "accuracy": (0.95, 1.0),
+        "complete": (0.0, 1e-4),  # the influence map adds up to the logit
+        "gates/agreement": (0.93, 1.0),
+        "gates/open_gates": (0.01, 0.2),
+        "gates/only_top": (0.9, 1.0),
+        "gates/random_only": (0.0, 0.85),
+        "energy_gain_over_area/0": (0.3, 0.7),
+    },
+    "01_se_block": {
+        "accuracy/trained with SE": (0.93, 1.0),
+        "accuracy/sparse, label-free": (0.93, 1.0),
+        "label_free/agreement": (0.93, 1.0),
+        "open_gates/sparse, label-free": (0.01, 0.2),
+        "curves/sparse, label-free/only the top/2": (0.9, 1.0),  # the top decile alone
+        "curves/sparse, label-free/without the top/2": (0.2, 0.9),
+        "curves/sparse, label-free/random: without/2": (0.93, 1.0),
+    },
+    "02_celeba": {
+        "accuracy/without": (0.92, 1.0),  # saying the more frequent answer gives 0.8
+        "accuracy/with SE": (0.92, 1.0),
+        "accuracy/SE per attribute": (0.92, 1.0),
+        "localised/SE influence: within one cell": (0.55, 0.95),
+        "localised/mean of channels: within one cell": (0.2, 0.5),
+        "localised/area of the part": (0.02, 0.09),
+        "gates/label-free, per attribute/agreement": (0.97, 1.0),
+        "gates/label-free, per attribute/open_gates": (0.01, 0.25),
+        "scores/trained with SE/0/SE influence/pointing/mean": (0.2, 0.7),
+        "scores/trained with SE/0/uniform noise/near/mean": (0.15, 0.35),
+    },
+    "03_active_speaker": {
+        "precision/all/with SE": (75.0, 100.0),  # the share of speaking frames is under 50
+        "precision/all/without": (75.0, 100.0),
+        "localised/with SE/mean of channels/near": (0.35, 0.75),  # the mouth and a cell around it are 0.22
+        "localised/with SE/uniform noise/near": (0.15, 0.3),
+        "muting/audio/drop/0": (1.5, 15.0),  # who is asked what he hears loses it without the sound
+        "muting/audio/drop/2": (-0.7, 0.7),  # and nothing without the hands
+        "spearman/0": (0.4, 1.0),
+    },
+    "04_objects": {
+        "points/synth-objects/0": (-4.0, 4.0),
+        "gates/synth-objects/0/λ = 1/agrees": (0.93, 1.0),
+        "gates/synth-objects/0/λ = 1/original_only_top": (0.9, 1.0),
+        "scores/label-free gates/0/SE influence/energy/mean": (0.42, 0.75),
+        "scores/label-free gates/0/SE top-gate (paper)/energy/mean": (0.35, 0.75),
+        "scores/label-free gates/0/Grad-CAM/energy/mean": (0.35, 0.75),
+        "scores/label-free gates/0/uniform noise/energy/mean": (0.08, 0.25),  # the object's area is 0.16
+    },
+}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code(path: Path) -> ast.Module:
+    """The code of a notebook as a syntax tree, without magics."""
+    sources = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    return ast.parse("\n".join(re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE) for source in sources))
+
+
+def test_numbers_are_unique_and_gap_free_but_for_the_planned_ones() -> None:
+    assert {"00_quickstart", "01_se_block", "02_celeba", "03_active_speaker", "04_objects"} <= set(NAMES)
+    numbers = [int(name[:2]) for name in NAMES]
+    assert all(re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", name) for name in NAMES)
+    assert len(set(numbers)) == len(numbers)
+    assert set(range(max(numbers) + 1)) - set(numbers) <= PLANNED
+
+
+@each_notebook
+def test_first_cell_says_what_how_long_and_where_next(path: Path) -> None:
+    cell = study.first_cell(path)
+    assert list(cell.seconds) == ["smoke", "standard", "full"]
+    assert cell.question.endswith((".", "?")) and not cell.question.startswith("**")
+    source = read(path).cells[0].source
+    assert f"results/{path.stem}.json" in source
+    links = re.findall(r"\]\(([^)]+\.ipynb)\)", source)
+    assert links
+    for link in links:
+        assert (path.parent / link).is_file(), link
+
+
+@each_notebook
+def test_the_second_cell_holds_the_parameters_as_literals(path: Path) -> None:
+    cells = read(path).cells
+    tagged = [index for index, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [1]
+    found: dict[str, Any] = {}
+    for statement in ast.parse(cells[1].source).body:
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
+        found[ast.unparse(statement.targets[0])] = ast.literal_eval(statement.value)
+    assert {name: found.get(name, "missing") for name in PARAMETERS} == PARAMETERS
+
+
+@each_notebook
+def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+    for node in ast.walk(code(path)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 40, node.name
+
+
+@each_notebook
+def test_it_ends_with_findings_and_references(path: Path) -> None:
+    notebook = read(path)
+    assert notebook.cells[-1].cell_type == "markdown" and re.search(
+        r"^#+ References", notebook.cells[-1].source, re.MULTILINE
+    )
+    headings = re.findall(
+        r"^#+ (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.MULTILINE
+    )
+    assert any(heading.lower().startswith(("conclusion", "findings")) for heading in headings[-3:])
+    assert "findings" in "".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+@each_notebook
+def test_it_is_committed_with_outputs_and_without_what_changes_from_run_to_run(path: Path) -> None:
+    assert path.stat().st_size <= 1_500_000
+    notebook = read(path)
+    assert study.clean(notebook) == notebook, "commit it with `make publish`"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" for output in outputs)
+    checked = [cell for cell in notebook.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert checked and all(cell.outputs for cell in checked), "nbval compares nothing"
+    shown = "\n".join(study._shown(cell) for cell in notebook.cells)
+    assert not re.search(r"(^|[\s'\"(=])/(home|root|tmp|Users|var|work|mnt)/", shown)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[study.Outcome]]:
+    """All notebooks, run once in the smoke profile on the twin."""
+    root = tmp_path_factory.mktemp("smoke")
+    return root, study.run(
+        profile="smoke", data=root / "data", out=root / "run", notebooks=ROOT / "notebooks"
+    )
+
+
+def test_all_notebooks_run_in_the_smoke_profile(smoke: tuple[Path, list[study.Outcome]]) -> None:
+    assert [(outcome.name, outcome.error) for outcome in smoke[1]] == [(name, "") for name in NAMES]
+
+
+@each_notebook
+def test_the_results_say_what_was_found_and_on_what(
+    smoke: tuple[Path, list[study.Outcome]], path: Path
+) -> None:
+    result = results.load(smoke[0] / "run" / "results" / f"{path.stem}.json")
+    assert (result["notebook"], result["profile"], result["seed"]) == (path.stem, "smoke", 0)
+    assert result["data"] and all(entry["synthetic"] for entry in result["data"].values()), (
+        "there is no real data here"
+    )
+    assert result["metrics"]["findings"] and all(
+        isinstance(text, str) for text in result["metrics"]["findings"]
+    )
+    assert result["timings"]["total"] > 0
+
+
+@each_notebook
+def test_the_results_are_those_of_a_sound_model(smoke: tuple[Path, list[study.Outcome]], path: Path) -> None:
+    metrics = results.load(smoke[0] / "run" / "results" / f"{path.stem}.json")["metrics"]
+    assert EXPECTED.get(path.stem), "say in EXPECTED what a broken model would miss"
+    for key, (low, high) in EXPECTED[path.stem].items():
+        value: Any = metrics
+        for part in key.split("/"):
+            value = value[int(part) if isinstance(value, list) else part]
+        assert low <= value <= high, key
+
+
+def test_the_report_holds_every_notebook_and_needs_no_network(
+    smoke: tuple[Path, list[study.Outcome]],
+) -> None:
+    markdown, page = report(smoke[0] / "run")
+    html = page.read_text()
+    for path in NOTEBOOKS:
+        assert f"## {study.first_cell(path).title}" in markdown.read_text()
+        assert f'href="{path.stem}.html"' in html
+    assert not re.search(r"""<script|<link|(src|url)\s*[=(]\s*(?!["']?data:)""", html)
+
+
+def test_the_same_seed_gives_the_same_numbers(smoke: tuple[Path, list[study.Outcome]]) -> None:
+    again = smoke[0] / "again"
+    (outcome,) = study.run(
+        ["00"], profile="smoke", data=smoke[0] / "data", out=again, notebooks=ROOT / "notebooks"
+    )
+    assert outcome.error == ""
+    one, two = (results.load(run / "results" / "00_quickstart.json") for run in (smoke[0] / "run", again))
+    assert results.comparable(one) == results.comparable(two)

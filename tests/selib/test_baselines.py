@@ -1,0 +1,374 @@
+"""Baselines against closed forms and the libraries' own pipelines; nothing of the model may change."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selib import baselines as b
+from selib.attach import attach_se
+from selib.heatmap import normalize, resize
+
+TARGETS = torch.tensor([2, 0, 1, 2])
+
+
+class Net(nn.Module):
+    """Convolutions, global average pooling and a linear head: every CAM has a closed form at ``body``."""
+
+    def __init__(self, stride: int = 2, channels: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(4, channels, 3, 1, 1), nn.ReLU(inplace=True))
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(self.norm(self.stem(x))).mean((2, 3)))
+
+
+def net(stride: int = 2) -> Net:
+    torch.manual_seed(0)
+    model = Net(stride)
+    model.norm.running_mean.normal_()
+    nn.init.constant_(
+        model.fc.bias, 3.0
+    )  # positive logits: Ablation-CAM in the paper's and in our form agree
+    return model.eval()
+
+
+def images(batch: int = 4, height: int = 10, width: int = 12) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def features(model: Net, x: Tensor) -> Tensor:
+    return model.body(model.norm(model.stem(x)))
+
+
+def finish(maps: Tensor, x: Tensor) -> Tensor:
+    return normalize(resize(maps.relu(), x.shape[2:]))
+
+
+def everything(model: nn.Module, layer: b.Layer, earlier: b.Layer) -> dict[str, b.Explainer]:
+    found = b.cams(model, layer, earlier=[earlier], batch_size=7) | b.controls(model, layer, count=2)
+    return found | {"integrated gradients": b.integrated_gradients(model, steps=4)}
+
+
+ALL = sorted(everything(net(), "body", "body.0"))
+
+
+def test_every_baseline_of_the_design_is_there():
+    expected = {
+        "Grad-CAM",
+        "Grad-CAM++",
+        "HiResCAM",
+        "LayerCAM",
+        "XGrad-CAM",
+        "Score-CAM",
+        "Ablation-CAM",
+        "Eigen-CAM",
+        "FEM",
+        "RefineCAM",
+    }
+    assert expected | {
+        "uniform noise",
+        "centre prior",
+        "mean of channels",
+        "2 random channels",
+        "integrated gradients",
+    } == set(ALL)
+    assert set(b.cams(net(), "body")) == expected - {"RefineCAM"}
+
+
+# ---- closed forms on global average pooling + linear -----------------------------------------------------------------
+
+
+def closed_form(name: str, model: Net, x: Tensor) -> Tensor:
+    f = features(model, x)
+    w = model.fc.weight.detach()[TARGETS][:, :, None, None]
+    g = w / f[0, 0].numel()  # the gradient of the logit, the same at every position
+    weights = {
+        "Grad-CAM": w,
+        "HiResCAM": w,
+        "XGrad-CAM": w,
+        "LayerCAM": w.relu(),
+        "Ablation-CAM": w * f.mean((2, 3), keepdim=True),
+        "Grad-CAM++": g.relu() * g**2 / (2 * g**2 + f.sum((2, 3), keepdim=True) * g**3 + 1e-6),
+        "FEM": (f > f.mean((2, 3), keepdim=True) + 2 * f.std((2, 3), keepdim=True, correction=0))
+        .double()
+        .mean((2, 3), True),
+        "mean of channels": torch.ones_like(w),
+    }
+    return finish((weights[name] * f).sum(1), x)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Grad-CAM",
+        "HiResCAM",
+        "XGrad-CAM",
+        "LayerCAM",
+        "Ablation-CAM",
+        "Grad-CAM++",
+        "FEM",
+        "mean of channels",
+    ],
+)
+def test_closed_form_on_pooling_and_a_linear_head(name):
+    model, x = net(), images()
+    found = everything(model, model.body, "body.0")[name](x, TARGETS)
+    expected = closed_form(name, model, x)
+    assert expected.amax((1, 2)).tolist() == [1, 1, 1, 1]  # no map is empty, so the comparison says something
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_score_cam_by_its_definition():
+    model, x = net(), images()
+    f = features(model, x)
+    expected = torch.zeros_like(x[:, 0])
+    for i, target in enumerate(TARGETS.tolist()):
+        gain = []
+        for channel in f[i]:
+            mask = (channel - channel.min()) / (channel.max() - channel.min())
+            mask = nn.functional.interpolate(mask[None, None], x.shape[2:], mode="bilinear")
+            with torch.no_grad():
+                gain.append(model(x[i : i + 1] * mask)[0, target] - model(x[i : i + 1])[0, target])
+        weighted = torch.stack(gain).softmax(0) @ f[i].flatten(1)
+        expected[i] = finish(weighted.view(1, *f.shape[2:]), x)[0]
+    assert torch.allclose(b.cams(model, "body")["Score-CAM"](x, TARGETS), expected, atol=1e-4)
+
+
+def test_eigen_cam_is_the_principal_component_turned_to_its_larger_extreme():
+    model, x = net(), images()
+    f = features(model, x).flatten(2).double().numpy()
+    maps = []
+    for sample in f:
+        centred = (sample - sample.mean(1, keepdims=True)).T
+        values, vectors = np.linalg.eigh(centred.T @ centred)
+        component = centred @ vectors[:, values.argmax()]
+        maps.append(component if component.max() >= -component.min() else -component)
+    shape = features(model, x).shape[2:]
+    expected = finish(torch.tensor(np.array(maps)).view(-1, *shape), x)
+    assert torch.allclose(b.cams(model, "body")["Eigen-CAM"](x, TARGETS), expected, atol=1e-4)
+
+
+def test_refine_cam_is_the_product_of_the_layers_maps():
+    model, x = net(), images()
+    one, two = (b.cams(model, layer)["Grad-CAM++"](x, TARGETS) for layer in ("body", "body.0"))
+    assert torch.allclose(
+        b.cams(model, "body", earlier=["body.0"])["RefineCAM"](x, TARGETS), normalize(one * two)
+    )
+
+
+def test_integrated_gradients_of_a_linear_model_are_weight_times_input():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 10 * 12, 3))
+    x = images()
+    weight = model[1].weight.detach()[TARGETS].view_as(x)
+    found = b.integrated_gradients(model)(x, TARGETS)
+    assert torch.allclose(found, normalize((weight * x).abs().sum(1)), atol=1e-4)
+
+
+# ---- against grad-cam's own pipeline ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("HiResCAM", "HiResCAM"),
+        ("Grad-CAM++", "GradCAMPlusPlus"),
+        ("FEM", "FEM"),
+        ("Ablation-CAM", "AblationCAM"),
+    ],
+)
+def test_same_map_as_grad_cam_itself(name, theirs, monkeypatch):
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = net(stride=1), images()  # the map has the size of the image: no resizing on either side
+    model.body = nn.Sequential(
+        *model.body, nn.Conv2d(5, 5, 3, 1, 1), nn.ReLU(), nn.Flatten(1), nn.Unflatten(1, (5, 10, 12))
+    )
+    assert features(model, x).amin() == 0  # else grad-cam ablates with a huge negative value
+    assert (model(x) > 0).all()
+    with getattr(pytorch_grad_cam, theirs)(model, [model.body[2]]) as cam:
+        expected = torch.from_numpy(cam(x, [ClassifierOutputTarget(t) for t in TARGETS.tolist()]))
+    assert torch.allclose(b.cams(model, "body.2")[name](x, TARGETS), expected, atol=1e-4)
+
+
+def test_torchcams_own_grad_cam_plus_plus_still_lacks_its_denominator():
+    """The reason why grad-cam's is used. When this fails, torchcam has been repaired."""
+    from torchcam.methods import GradCAMpp
+
+    model, x = net(), images()
+    model.body = nn.Sequential(*model.body, nn.Conv2d(5, 5, 3, 1, 1), nn.Tanh())
+    with GradCAMpp(model, "body.2") as cam:
+        weights = cam._get_weights(TARGETS.tolist(), model(x))[0]
+        gradient = cam.hook_g[0]
+    assert torch.allclose(weights, (gradient.relu() * gradient**2).sum((2, 3)))
+
+
+# ---- every explainer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_maps_are_heatmaps_and_do_not_depend_on_batch_mates(name):
+    model, x = net(), images()
+    explain = everything(model, "body", "stem")[name]
+    together = explain(x, TARGETS)
+    assert together.shape == (4, 10, 12) and together.dtype == torch.float32 and not together.requires_grad
+    assert together.amin((1, 2)).tolist() == [0] * 4 and together.amax((1, 2)).tolist() == [1] * 4
+    alone = torch.cat([explain(x[i : i + 1], TARGETS[i : i + 1]) for i in range(4)])
+    assert torch.allclose(alone, together, atol=1e-4)
+    order = [2, 0, 3, 1]
+    assert torch.allclose(explain(x[order], TARGETS[order]), together[order], atol=1e-4)
+    assert torch.equal(explain(x, TARGETS), together)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_model_and_the_random_state_are_left_as_they_were(name):
+    model, x = net(), images().requires_grad_()
+    model.train()
+    model.norm.eval()  # modes are kept one by one
+    model.stem.weight.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    hooks = [model.body.register_forward_hook(lambda m, a, out: None)]
+    explain = everything(model, "body", "body.0")[name]
+
+    def state() -> list[object]:
+        counts = [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            for m in model.modules()
+        ]
+        return [counts, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]]
+
+    before, weights, random = state(), copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    explain(x, TARGETS)
+    with torch.no_grad():
+        explain(x, TARGETS)
+    with torch.inference_mode():
+        explain(x.detach(), TARGETS)
+    assert state() == before
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert x.grad is None and model.fc.bias.grad is None and model.body[1].weight.grad is None
+    assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
+    hooks[0].remove()
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if "CAM" in n])
+def test_nothing_stays_behind_when_the_model_fails(name):
+    model, x = net(), images()
+    explain = everything(model, "body", "body.0")[name]
+    model.fc = nn.Linear(99, 3)  # the head breaks after the hooks are set
+    with pytest.raises(RuntimeError):
+        explain(x, TARGETS)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Grad-CAM",
+        "Grad-CAM++",
+        "HiResCAM",
+        "LayerCAM",
+        "XGrad-CAM",
+        "Score-CAM",
+        "Ablation-CAM",
+        "mean of channels",
+    ],
+)
+def test_an_in_place_relu_behind_the_layer_changes_nothing(name):
+    model, x = net(), images()
+    plain = copy.deepcopy(model)
+    plain.body[2] = nn.ReLU()
+    found, expected = (everything(m, "body.1", "stem")[name](x, TARGETS) for m in (model, plain))
+    assert torch.equal(found, expected)
+
+
+def test_a_frozen_model_has_maps_all_the_same():
+    model, x = net(), images()
+    expected = b.cams(model, "body")["Grad-CAM"](x, TARGETS)
+    model.requires_grad_(False)
+    assert torch.equal(b.cams(model, "body")["Grad-CAM"](x, TARGETS), expected)
+
+
+def test_an_attached_block_shows_f_inside_and_the_gated_map_at_its_site():
+    model, x = net(), images()
+    plain = features(model, x)
+    block = attach_se(model, x, at="body", reduction=2)
+    nn.init.ones_(block.fc1.bias)
+    nn.init.normal_(block.fc2.weight, std=3)
+    gated = features(model, x)
+    assert not torch.allclose(plain, gated)
+    for layer, f in ((block.features, plain), ("body", gated)):
+        assert torch.allclose(b.mean_of_channels(model, layer)(x, TARGETS), finish(f.mean(1), x), atol=1e-5)
+    at_site = b.cams(model, "body")["Grad-CAM"](x, TARGETS)
+    assert torch.allclose(
+        at_site, finish((model.fc.weight.detach()[TARGETS][:, :, None, None] * gated).sum(1), x), atol=1e-4
+    )
+    inside = b.cams(model, block.features)
+    # The gradient at F runs through the gates too; it does not vary over space, so Grad-CAM and HiResCAM are one.
+    assert torch.allclose(inside["Grad-CAM"](x, TARGETS), inside["HiResCAM"](x, TARGETS), atol=1e-4)
+
+
+# ---- controls --------------------------------------------------------------------------------------------------------
+
+
+def test_the_centre_prior_is_a_symmetric_hill():
+    hill = b.centre_prior(torch.zeros(2, 3, 9, 12), TARGETS[:2])
+    assert (
+        torch.equal(hill, hill.flip(1)) and torch.equal(hill, hill.flip(2)) and torch.equal(hill[0], hill[1])
+    )
+    assert (hill[0] == 1).nonzero().tolist() == [[4, 5], [4, 6]]
+
+
+def test_noise_is_uniform_seeded_and_belongs_to_the_image():
+    x = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    one = b.uniform_noise(0)(x, torch.zeros(200))
+    assert one.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert len({tuple(h.flatten().tolist()) for h in one}) == 200
+    assert torch.equal(b.uniform_noise(0)(x[7:8], TARGETS[:1]), one[7:8])
+    assert not torch.equal(b.uniform_noise(1)(x, torch.zeros(200)), one)
+
+
+def test_random_channels_are_count_channels_drawn_for_each_image():
+    model, x = net(), images(12)
+    f, targets = features(model, x), torch.zeros(12, dtype=torch.long)
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    found = b.random_channels(model, "body", 2, seed=0)(x, targets)
+    drawn = set()
+    for i in range(12):
+        hits = [
+            p for p in pairs if torch.allclose(finish(f[i, list(p)].mean(0)[None], x)[0], found[i], atol=1e-5)
+        ]
+        assert len(hits) == 1
+        drawn.add(hits[0])
+    assert len(drawn) > 3
+    assert not torch.equal(b.random_channels(model, "body", 2, seed=1)(x, targets), found)
+    everything_mean = b.mean_of_channels(model, "body")(x, targets)
+    assert torch.allclose(b.random_channels(model, "body", 5)(x, targets), everything_mean, atol=1e-5)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_that_do_not_fit_are_named():
+    model, x = net(), images()
+    with pytest.raises(ValueError, match="'bodi'.*close: body"):
+        b.cams(model, "bodi")
+    with pytest.raises(ValueError, match="ReLU is not part of the model"):
+        b.mean_of_channels(model, nn.ReLU())
+    for name in ("Grad-CAM", "HiResCAM", "Ablation-CAM"):
+        with pytest.raises(ValueError, match=r"\(4, 3\)"):
+            b.cams(model, "fc")[name](x, TARGETS)
+    with pytest.raises(ValueError, match="at least 1"):
+        b.random_channels(model, "body", 0)
+    with pytest.raises(ValueError, match="count=9.*has 5"):
+        b.random_channels(model, "body", 9)(x, TARGETS)

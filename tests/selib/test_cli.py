@@ -1,0 +1,583 @@
+"""The command line: exit codes, one-line errors, the report of a run, and heatmaps of image files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_notebooks
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from selib import attach_se
+from selib.cli import main
+from selib.train import save_checkpoint
+from studies import report, results
+from studies.networks import build
+
+TABLE = {
+    "caption": "Localisation | energy < 1",
+    "columns": ["map", "energy", "n"],
+    "rows": [["influence", [0.4114, 0.4021, 0.4209], 318], ["a|b <i>", None, 20], ["noise", 0.00001, 7]],
+    "notes": ["Boxes under half the image."],
+}
+
+
+def finished(folder: Path, profile: str = "smoke", synthetic: bool = True, name: str = "00_good") -> Path:
+    """A run with one notebook's results: a table, a figure, findings."""
+    out = folder / "results"
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([0, 1])
+    results.save_figure(figure, f"{name}_map", out, profile=profile)
+    data = {"synth-objects/val": {"images": 32, "synthetic": synthetic, "fingerprint": "ab"}}
+    metrics = {
+        "findings": ["It works: **0.4**."],
+        "tables": {"main": TABLE},
+        "figures": {f"{name}_map": "A *map*."},
+    }
+    results.save(
+        name, profile=profile, seed=0, params={}, data=data, metrics=metrics, timings={"total": 75.0}, out=out
+    )
+    return folder
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith("selib: error: ")
+    return said[0].removeprefix("selib: error: ")
+
+
+def test_a_table_in_markdown_by_hand() -> None:
+    assert report.table(TABLE).splitlines() == [
+        "**Localisation \\| energy &lt; 1**",
+        "",
+        "| map | energy | n |",
+        "| --- | ---: | ---: |",
+        "| influence | 0.411 [0.402, 0.421] | 318 |",
+        "| a\\|b &lt;i> | – | 20 |",
+        "| noise | 1.0e-05 | 7 |",
+        "",
+        "*Boxes under half the image.*",
+    ]
+    assert report.table({**TABLE, "synthetic": True}).endswith(f"*{report.SYNTHETIC}*")
+    with pytest.raises(ValueError, match="'Localisation .*row 1 has 2 cells for 3 columns"):
+        report.table({**TABLE, "rows": [["influence", 1]]})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (-0.0123, "-0.012"), (12.345, "12.3"), (1234.5, "1234"), (3, "3"), (0.0004, "4.0e-04")],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert report._number(value) == text
+
+
+def test_report_writes_two_pages_that_say_the_data_are_synthetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = finished(tmp_path / "runs" / "smoke")
+    tiny_notebooks.good(run, "00_good")
+    (run / "00_good.html").write_text("")
+    assert main(["report", "runs/smoke"]) == 0
+    assert capsys.readouterr().out.split() == ["runs/smoke/index.md", "runs/smoke/index.html"]
+    markdown, html = (run / "index.md").read_text(), (run / "index.html").read_text()
+    assert (
+        "## The 00_good" in markdown and "| 1 min 15 s |" in markdown and "32 images, synthetic" in markdown
+    )
+    assert report.SYNTHETIC in markdown and "![A *map*.](figures/00_good_map.png)" in markdown
+    assert (
+        '<a href="00_good.html">' in html
+        and 'src="data:image/png;base64,' in html
+        and ">0.411 [0.402, 0.421]</td>" in html
+    )
+    assert "<i>" not in html and not re.search(r"<script|<link|https?://", html)
+    finished(run, synthetic=False)
+    report.report(run)
+    assert report.SYNTHETIC not in (run / "index.md").read_text()
+
+
+def test_report_of_committed_results_needs_no_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "committed").mkdir()
+    finished(tmp_path / "run")
+    (tmp_path / "run" / "results").rename(tmp_path / "committed" / "full")
+    (tmp_path / "run" / "figures").rename(tmp_path / "committed" / "full" / "figures")
+    metrics = {"title": "Benchmark: speed", "findings": ["Fast."]}
+    results.save(
+        "speed",
+        profile="full",
+        seed=0,
+        params={},
+        data={},
+        metrics=metrics,
+        timings={"device": "cpu"},
+        out=tmp_path / "committed" / "full",
+    )
+    markdown, _ = report.report(tmp_path / "committed" / "full")
+    assert "## 00_good" in markdown.read_text() and "## Benchmark: speed\n\n- Fast." in markdown.read_text()
+
+
+def test_report_without_results_or_with_a_missing_figure_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert error(capsys).startswith(f"no results in {tmp_path}")
+    run = finished(tmp_path / "run")
+    (run / "figures" / "00_good_map.png").unlink()
+    assert main(["report", str(run)]) == 2
+    assert "00_good_map.png is missing: run its notebook again" in error(capsys)
+    assert not (run / "index.md").exists()
+
+
+def test_readme_blocks_are_filled_from_committed_results_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (finished(tmp_path / "run") / "results" / "00_good.json").rename(tmp_path / "full" / "00_good.json")
+    tiny_notebooks.good(tmp_path / "notebooks", "00_good")
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "# Title\n\n<!-- table:00_good/main:full -->\nold\n<!-- /table -->\n\ntext\n\n<!-- notebooks -->\n<!-- /notebooks -->\nend\n"
+    )
+    places = (tmp_path, tmp_path / "notebooks")
+    with pytest.raises(ValueError, match="line 4 is stale"):
+        report.check_readme(readme, *places)
+    assert report.update_readme(readme, *places)
+    report.check_readme(readme, *places)
+    assert not report.update_readme(readme, *places)
+    text = readme.read_text()
+    assert text.startswith(
+        f"# Title\n\n<!-- table:00_good/main:full -->\n{report.table(TABLE)}\n\n*{report.SYNTHETIC}*\n<!-- /table -->"
+    )
+    row = "| [00_good](notebooks/00_good.ipynb) | The 00_good: What is the level? | 2 s | 1 min 30 s | 2 h 00 min |"
+    assert row in text.splitlines() and text.endswith("<!-- /notebooks -->\nend\n")
+    readme.write_text(text.replace("0.411", "0.511"))
+    with pytest.raises(ValueError, match=r"line 8 is stale.*0\.511.*should be.*0\.411"):
+        report.check_readme(readme, *places)
+    readme.write_text("<!-- table:00_good/other:full -->\n<!-- /table -->\n")
+    with pytest.raises(ValueError, match="00_good .full. has no table 'other'; it has main"):
+        report.update_readme(readme, *places)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--profile", "fast"], "unknown profile 'fast': choose one of smoke, standard, full"),
+        (["run", "07_cost"], "unknown notebook '07_cost': choose from 00_good"),
+        (["run", "-p", "level"], "-p level: give a parameter as KEY=VALUE"),
+        (["run", "-p", "lvl=1"], "00_good has no parameter 'lvl'"),
+        (["run", "--jobs", "0"], "jobs is 0: give 1 or more"),
+        (["data", "check", "cifra10"], "cifra10"),
+        (["explain", "x.png", "--checkpoint", "no.safetensors", "--out", "o"], "x.png: no such file"),
+        (["explain", "x.mp4", "--checkpoint", "no.safetensors", "--out", "o"], "x.mp4: no such file"),
+        (
+            ["explain", "a/x.png", "b/x.png", "--checkpoint", "c", "--out", "o"],
+            "a/x.png: two files have this name",
+        ),
+        (["explain", ".", "--checkpoint", "c", "--out", "o"], ". holds no images and no videos"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_notebooks.good(tmp_path / "notebooks", "00_good")
+    assert main(arguments) == 2
+    assert message in error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
+
+
+def test_a_failed_notebook_is_exit_code_1_and_an_interrupt_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from studies import run as study
+
+    monkeypatch.setattr(
+        study,
+        "run",
+        lambda *_, **__: [
+            study.Outcome("00_x", "done", 1),
+            study.Outcome("01_y", "failed", 1, "cell 3 (a): E: b"),
+        ],
+    )
+    assert main(["run"]) == 1
+    assert error(capsys) == "01_y: cell 3 (a): E: b"
+    monkeypatch.setattr(study, "run", lambda *_, **__: [study.Outcome("00_x", "done", 1)])
+    assert main(["run"]) == 0
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run", interrupted)
+    assert main(["run"]) == 130
+
+
+def test_run_hands_its_options_to_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    from studies import run as study
+
+    seen: dict[str, object] = {}
+
+    def run(names: list[str], **options: object) -> list[study.Outcome]:
+        seen.update(options, names=names)
+        return []
+
+    monkeypatch.setattr(study, "run", run)
+    main(
+        [
+            "run",
+            "00",
+            "04_objects",
+            "--profile",
+            "full",
+            "--data",
+            "d",
+            "--out",
+            "o",
+            "--jobs",
+            "2",
+            "--resume",
+            "-p",
+            "a=[1]",
+            "-p",
+            "b=x",
+        ]
+    )
+    assert seen == {
+        "names": ["00", "04_objects"],
+        "profile": "full",
+        "data": "d",
+        "out": "o",
+        "jobs": 2,
+        "resume": True,
+        "parameters": {"a": [1], "b": "x"},
+    }
+
+
+def test_usage_errors_exit_2_and_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["train"], ["report"], ["data", "fetch"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"selib {results.versions()['selib']}"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with an SE block, untrained."""
+    torch.manual_seed(0)
+    model = build("small_resnet", 3, widths=(8, 16, 16)).eval()
+    attach_se(model, torch.zeros(1, 3, 32, 32), reduction=4)
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_checkpoint(
+        model,
+        path,
+        architecture="small_resnet",
+        classes=["cat", "dog", "owl"],
+        image_size=32,
+        widths=(8, 16, 16),
+    )
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[str]:
+    """Two image files of different shapes, one of them grey."""
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "one.jpg")
+    Image.fromarray(generator.integers(0, 255, (32, 32), np.uint8)).save(tmp_path / "two.png")
+    return [str(tmp_path / "one.jpg"), str(tmp_path / "two.png")]
+
+
+@pytest.mark.parametrize("method", ["influence", "gate", "top-gate"])
+def test_explain_writes_overlays_and_lines(
+    tmp_path: Path, checkpoint: Path, photographs: list[str], method: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "explain",
+        *photographs,
+        "--checkpoint",
+        str(checkpoint),
+        "--method",
+        method,
+        "--target",
+        "dog",
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contact_sheet.png",
+        "explanations.jsonl",
+        "one.png",
+        "two.png",
+    ]
+    assert Image.open(out / "one.png").size == (60, 40)
+    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["one.jpg", "two.png"]
+    for line in lines:
+        assert (
+            line["target"] == "dog"
+            and line["method"] == method
+            and line["prediction"] in {"cat", "dog", "owl"}
+        )
+        assert 1 / 3 <= line["probability"] <= 1
+        assert len(line["gates"]) == 16 and len(line["top_channels"]) == 10
+
+
+@pytest.fixture(scope="module")
+def faces_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network for upright images that says yes to the first and the last of three attributes, with gates for each."""
+    torch.manual_seed(0)
+    model = build("small_resnet", 3, image_size=(40, 24), widths=(8, 16, 16)).eval()
+    block = attach_se(model, torch.rand(1, 3, 40, 24), reduction=4, per_target=True)
+    torch.nn.init.zeros_(model.classifier.weight)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
+        block.fc2.bias.copy_(torch.tensor([0.0, 20.0, -20.0]).repeat_interleave(16))
+    path = tmp_path_factory.mktemp("checkpoint") / "faces.safetensors"
+    options = {"image_size": (40, 24), "task": "multilabel", "widths": (8, 16, 16)}
+    save_checkpoint(model, path, architecture="small_resnet", classes=["Smiling", "Bald", "Young"], **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("target", "shown", "gate"), [(None, "Young", 0), ("Bald", "Bald", 1), ("0", "Smiling", 0.5)]
+)
+def test_explain_says_every_yes_of_a_multilabel_checkpoint(
+    tmp_path: Path,
+    faces_checkpoint: Path,
+    photographs: list[str],
+    capsys: pytest.CaptureFixture[str],
+    target: str | None,
+    shown: str,
+    gate: float,
+) -> None:
+    arguments = [
+        "explain",
+        *photographs,
+        "--checkpoint",
+        str(faces_checkpoint),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments + (["--target", target] if target else [])) == 0
+    assert Image.open(tmp_path / "out" / "one.png").size == (60, 40)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["predictions"] == {"Smiling": pytest.approx(0.731059), "Young": pytest.approx(0.952574)}
+        assert line["target"] == shown and "prediction" not in line and "probability" not in line
+        assert line["gates"] == pytest.approx([gate] * 16, abs=1e-6) and len(line["top_channels"]) == 10
+    assert f"{photographs[0]}: Young (0.953), Smiling (0.731)" in capsys.readouterr().out
+
+
+def test_a_folder_is_explained_and_a_bad_file_is_skipped(
+    tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    for path in map(Path, photographs):
+        path.rename(folder / "deep" / path.name)
+    whole = (folder / "deep" / "one.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not a picture")
+    assert (
+        main(["explain", str(folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
+    )
+    said = capsys.readouterr()
+    assert (
+        "half.jpg is not a readable image" in said.err and "1 of the files could not be explained" in said.err
+    )
+    written = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
+    )
+    assert written == ["contact_sheet.png", "deep/one.png", "deep/two.png", "explanations.jsonl"]
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png").convert("RGB"))
+    assert sheet.std() > 20  # pictures are on it
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (folder / "half.jpg").rename(bad / "half.jpg")
+    assert main(["explain", str(bad), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_file_is_overwritten_by_its_overlay(
+    tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(photographs[0]).parent
+    before = {path: path.read_bytes() for path in map(Path, photographs)}
+    for files, out, message in (
+        (photographs, folder, "two.png would be overwritten by its own overlay"),
+        ([str(folder)], folder, "is the folder of the images"),
+    ):
+        assert main(["explain", *files, "--checkpoint", str(checkpoint), "--out", str(out)]) == 2
+        assert message in error(capsys)
+    inside = folder / "maps"  # a second run does not explain what the first one wrote
+    for _ in range(2):
+        assert main(["explain", str(folder), "--checkpoint", str(checkpoint), "--out", str(inside)]) == 0
+        assert len((inside / "explanations.jsonl").read_text().splitlines()) == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_photograph_on_its_side_is_turned_upright(tmp_path: Path, checkpoint: Path) -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8))
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # orientation: turn it by 90 degrees clockwise to see it
+    upright.save(tmp_path / "upright.png")
+    turned.save(tmp_path / "phone.png", exif=exif)
+    (tmp_path / "a_$5_or_$6.png").write_bytes((tmp_path / "upright.png").read_bytes())  # no formula
+    assert (
+        main(["explain", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    )
+    overlays = [
+        np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        for name in ("upright", "phone", "a_$5_or_$6")
+    ]
+    assert np.array_equal(overlays[0], overlays[1]) and np.array_equal(overlays[0], overlays[2])
+
+
+def test_a_photograph_and_its_film_of_one_name_are_both_explained(tmp_path: Path, checkpoint: Path) -> None:
+    from selib import video
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, 34, 46, 3), dtype=np.uint8)
+    video.write(tmp_path / "IMG_1.mp4", list(frames), fps=10)
+    Image.fromarray(frames[0]).save(tmp_path / "IMG_1.jpg")
+    assert (
+        main(["explain", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    )
+    assert {path.name for path in (tmp_path / "out").glob("IMG_1*")} == {"IMG_1.png", "IMG_1.mp4"}
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_video_is_explained_frame_by_frame(tmp_path: Path, checkpoint: Path, sound: bool) -> None:
+    from selib import video
+
+    frames = np.random.default_rng(0).integers(0, 256, (6, 34, 47, 3), dtype=np.uint8)
+    wave = (3000 * np.sin(np.arange(16000) / 5)).astype(np.int16)
+    even = [frame[:, :46] for frame in frames]
+    video.write(tmp_path / "film.mp4", even, fps=10, audio=wave[:9600] if sound else None)
+    out = tmp_path / "out"
+    assert (
+        main(["explain", str(tmp_path / "film.mp4"), "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    )
+    lines = [json.loads(line) for line in (out / "explanations.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert all(line["video"] == "film.mp4" and len(line["gates"]) == 16 for line in lines)
+    assert [frame.shape for _, frame in video.read_frames(out / "film.mp4")] == [(34, 46, 3)] * 6
+    if sound:
+        assert np.abs(video.read_audio(out / "film.mp4")).max() > 1000
+    assert (out / "contact_sheet.png").is_file()
+
+
+def test_a_checkpoint_without_a_block_has_influence_but_no_gates(
+    tmp_path: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = build("small_resnet", 3, widths=(8, 16, 16)).eval()
+    path = tmp_path / "bare.safetensors"
+    save_checkpoint(
+        model,
+        path,
+        architecture="small_resnet",
+        classes=["cat", "dog", "owl"],
+        image_size=32,
+        widths=(8, 16, 16),
+    )
+    arguments = ["explain", *photographs, "--checkpoint", str(path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--method", "gate"]) == 2
+    assert "has no SE block whose gates could be read" in error(capsys) and not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+
+
+def test_a_detector_of_speakers_needs_a_video_and_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from studies import speakers as speaking
+    from studies.data import load_speakers
+    from studies.networks import SHIPPED
+
+    clips = load_speakers("synth-speakers", "test", root=tmp_path, limit=2)
+    film, boxes = speaking.street(clips, [0, 1], tmp_path / "street.mp4", tmp_path / "boxes.csv")
+    capsys.readouterr()  # of the rendering
+    arguments = [
+        "explain",
+        str(film),
+        "--checkpoint",
+        str(SHIPPED["synth-speakers"]),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 2
+    assert "--boxes" in error(capsys)
+    assert main([*arguments, "--boxes", str(boxes)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    assert {line["entity"] for line in lines} == {"left", "right"} and (
+        tmp_path / "out" / "street.mp4"
+    ).is_file()
+
+
+@pytest.mark.parametrize("target", ["3", "-1", "cow"])
+def test_explain_refuses_a_class_the_model_has_not(
+    tmp_path: Path, checkpoint: Path, photographs: list[str], capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    arguments = [
+        "explain",
+        *photographs,
+        "--checkpoint",
+        str(checkpoint),
+        f"--target={target}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 2
+    assert error(capsys) == f"--target {target}: the model has 3 classes, numbered from 0: cat, dog, owl"
+
+
+def test_explain_refuses_a_file_that_is_no_checkpoint(
+    tmp_path: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.safetensors").write_text("weights")
+    assert (
+        main(
+            [
+                "explain",
+                *photographs,
+                "--checkpoint",
+                str(tmp_path / "model.safetensors"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
+    assert "model.safetensors" in error(capsys)
+
+
+def test_data_makes_lists_and_checks_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["--data", str(tmp_path)]
+    assert main(["data", "list", *here]) == 0
+    assert "here" not in capsys.readouterr().out.split()
+    assert main(["data", "make", "synth-objects", "-n", "24", "--seed", "3", *here]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "synth-objects")
+    assert main(["data", "list", *here]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "here" in line.split()] == ["synth-objects"]
+    assert main(["data", "check", "synth-objects", *here]) == 0
+    assert "train: 24 images" in capsys.readouterr().out
+    assert main(["data", "make", "synth-objects", *here]) == 2
+    assert "already there" in error(capsys)
+    assert main(["data", "get", "imagenet", *here]) == 2
+    assert "imagenet" in error(capsys)

@@ -1,0 +1,524 @@
+"""The explorer, driven as plain Python: its callbacks need no kernel. The browser's part is in test_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave as wav
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import Detector, detector
+from torch import Tensor, nn
+
+import selib
+from selib import attach_se, explain, plot, views, widgets
+from selib.select import Channels, TopFraction, TopK
+from studies import clips
+from studies import run as study
+from studies.data import ImageSet, normalize
+
+CLASSES = ["one", "two <b>", "three"]
+RATE = 16000
+
+
+class Eyes(nn.Module):
+    """A small classifier that counts how often its convolution runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.runs = nn.Conv2d(3, 16, 3, 4, 1), 0
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return self.fc(self.body(x).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> Eyes:
+    torch.manual_seed(0)
+    model = Eyes().eval()
+    block = attach_se(model, torch.randn(2, 3, 32, 32), start="paper")
+    nn.init.normal_(block.fc2.weight, std=3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    torch.manual_seed(1)
+    pixels = torch.randint(0, 256, (4, 3, 32, 24), dtype=torch.uint8)
+    return ImageSet("noise", "val", pixels, torch.tensor([0, 1, 2, 0]), CLASSES, synthetic=True)
+
+
+def pixels(view: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(view.value)).convert("RGB"), dtype=int)
+
+
+# ---- images --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_knob_changes_what_it_should(model: Eyes, images: ImageSet) -> None:
+    ex = widgets.explorer(model, images)
+    knob = ex.knobs
+    other = next(k for k in range(3) if k != knob["target"].value)
+    parts = {
+        "view": lambda: ex.view.value,
+        "gates": lambda: ex.gates.value,
+        "answers": lambda: ex.answers.value,
+        "lines": lambda: ex.lines.value,
+    }
+    everything = {"view", "gates", "answers", "lines"}
+    for name, value, changes in (
+        ("share", 0.5, everything - {"view"}),
+        ("method", "gate", everything),
+        ("rule", "k channels", {"gates", "answers", "lines"}),
+        ("k", 3, everything),
+        ("rule", "weight above", {"gates", "answers", "lines"}),
+        ("rule", "paper's rule", {"gates", "answers", "lines"}),
+        ("rule", "top share", {"gates", "answers", "lines"}),
+        ("method", "influence", everything),
+        ("target", other, everything),
+        ("opacity", 0.2, {"view"}),
+        ("colours", "viridis", {"view"}),
+        ("smooth", False, {"view"}),
+        ("compare", "Grad-CAM", {"view"}),
+        ("item", 2, everything - {"lines"}),
+    ):
+        before = {part: read() for part, read in parts.items()}
+        knob[name].value = value
+        changed = {part for part, read in parts.items() if read() != before[part]}
+        assert changes <= changed, (name, value, changed)
+        if name in ("opacity", "colours", "smooth", "compare"):
+            assert changed == changes, name
+    ex.knobs["item"].value = 3
+    assert knob["target"].value == int(
+        explain(model, images.batch([3])).predicted
+    )  # a new image starts at its own prediction
+
+
+def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: ImageSet) -> None:
+    ex = widgets.explorer(model, images)
+    ex.knobs["item"].value, ex.knobs["share"].value, ex.knobs["opacity"].value = 1, 0.25, 1.0
+    ex.knobs["target"].value = 2
+    want = explain(model, images.batch([1])).heatmap(
+        "influence", 2, select=TopFraction(0.25), size=(224, 168)
+    )[0]
+    table = plot.overlay(torch.zeros(3, 224, 168, dtype=torch.uint8), want, opacity=1.0)
+    seen = pixels(ex.view)[20:, 168 + 8 :]
+    assert seen.shape == (224, 168, 3) and np.abs(seen - table).max() <= 1
+
+
+def test_squares_are_the_cells_of_the_map(model: Eyes, images: ImageSet) -> None:
+    ex = widgets.explorer(model, images)
+    ex.knobs["smooth"].value, ex.knobs["opacity"].value = False, 1.0
+    seen = pixels(ex.view)[20:, 168 + 8 :]  # a map of 8 x 6
+    blocks = seen.reshape(8, 28, 6, 28, 3)
+    assert (blocks.max((1, 3)) == blocks.min((1, 3))).all() and len(
+        np.unique(seen.reshape(-1, 3), axis=0)
+    ) > 5
+
+
+def test_the_answer_under_the_selection_is_that_of_the_manipulated_vector(
+    model: Eyes, images: ImageSet
+) -> None:
+    widget = widgets.explorer(model, images)
+    widget.knobs["rule"].value, widget.knobs["k"].value = "k channels", 4
+    ex = explain(model, images.batch([0]))
+    target = int(ex.predicted)
+    chosen = TopK(4).mask(ex.influence(target))
+    after = ex.with_gates(lambda s: s * chosen)[0]
+    assert f"{float(ex.logits[0, target]):.2f} → {float(after[target]):.2f}" in widget.answers.value
+    assert (
+        f"{float(ex.logits.softmax(1)[0, target]):.0%} → {float(after.softmax(0)[target]):.0%}"
+        in widget.answers.value
+    )
+    assert "4 of 16 channels selected" in widget.gates.value
+    assert "two &lt;b&gt;" in widget.answers.value and "<b>" not in widget.answers.value
+    assert [text.split("  ")[0] for text, _ in widget.knobs["target"].options] == [
+        CLASSES[k] for k in ex.logits[0].argsort(descending=True)
+    ]
+
+
+def test_attributes_are_read_one_by_one(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images.images, classes=CLASSES, prepare=normalize, multilabel=True)
+    yes = float(explain(model, images.batch([0])).logits[0].sigmoid()[widget.knobs["target"].value])
+    assert f"{yes:.0%} → {yes:.0%} with the selected channels only" in widget.answers.value
+
+
+def test_a_click_picks_and_drops_a_channel(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images)
+    widget.knobs["share"].value = 0.25
+    strip = list(widget._strip)
+    assert [pick.value for pick in widget.picks] == [True] * 4 + [False] * 4
+    before = widget.view.value
+    widget.picks[0].value = False
+    assert widget.knobs["rule"].value == "picked by hand" and widget.rule == Channels(
+        tuple(sorted(strip[1:4]))
+    )
+    assert (
+        widget.view.value != before
+        and [pick.value for pick in widget.picks] == [False] + [True] * 3 + [False] * 4
+    )
+    widget.picks[0].value = True
+    assert widget.view.value == before and widget.rule == Channels(tuple(sorted(strip[:4])))
+    assert f"select=selib.Channels({tuple(sorted(strip[:4]))})" in widget.lines.value.replace("&#x27;", "'")
+    for pick in widget.picks:
+        pick.value = False  # to the last: nothing is left, and nothing breaks
+    assert "0 of 16 channels selected" in widget.gates.value
+
+
+def test_knobs_do_not_run_the_network_again(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images)
+    widget.knobs["item"].value = 1
+    widget.knobs["item"].value = 0
+    runs = model.runs
+    for name, value in (
+        ("share", 0.1),
+        ("method", "gate"),
+        ("method", "top-gate"),
+        ("rule", "paper's rule"),
+        ("target", 2),
+        ("smooth", False),
+        ("item", 1),
+        ("item", 0),
+    ):
+        widget.knobs[name].value = value
+    widget.picks[0].value = not widget.picks[0].value
+    assert model.runs == runs
+    widget.knobs["compare"].value = "Grad-CAM"  # needs a backward pass, once for an image and a target
+    ran = model.runs
+    widget.knobs["opacity"].value = 0.3
+    widget.knobs["share"].value = 0.7
+    assert ran > runs and model.runs == ran
+
+
+def test_next_and_previous_go_round(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images)
+    widget.knobs["previous"].click()
+    assert widget.knobs["item"].value == 3
+    widget.knobs["next"].click()
+    widget.knobs["next"].click()
+    assert widget.knobs["item"].value == 1
+
+
+def test_the_two_lines_reproduce_the_view(model: Eyes, images: ImageSet) -> None:
+    import html
+
+    import selib
+
+    widget = widgets.explorer(model, images)
+    widget.knobs["item"].value, widget.knobs["rule"].value, widget.knobs["k"].value = 2, "k channels", 5
+    code = html.unescape(widget.lines.value.split("<pre")[1].split(">", 1)[1].split("</pre>")[0])
+    assert len(code.splitlines()) == 2
+    names: dict[str, Any] = {"selib": selib, "model": model, "data": images}
+    exec(code, names)  # noqa: S102 (our own two lines)
+    want = widget.subject.explanation("image").heatmap(
+        "influence", widget.knobs["target"].value, select=TopK(5)
+    )
+    assert torch.equal(names["heatmap"], want)
+    given = widgets.explorer(model, images.images, classes=CLASSES)
+    code = html.unescape(given.lines.value.split("<pre")[1].split(">", 1)[1].split("</pre>")[0])
+    names |= {"data": images.images, "prepare": normalize}
+    exec(code, names)  # noqa: S102 (our own two lines)
+    assert names["heatmap"].shape == (1, 32, 24)
+
+
+def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
+    """In a kernel: the knob is moved after the widget was displayed, and the notebook's second output follows."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [
+        "import sys, asyncio\nsys.path.insert(0, "
+        + repr(str(Path(__file__).parent))
+        + ")\nimport torch\nfrom test_explorer import Eyes, attach_se, widgets, CLASSES\n"
+        "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\nex = widgets.explorer(model, torch.zeros(2, 3, 32, 24, dtype=torch.uint8), classes=CLASSES)",
+        "ex",
+        "ex.knobs['opacity'].value = 0.2\nfor share in (0.7, 0.4, 0.1):\n    ex.knobs['share'].value = share",
+        "await asyncio.sleep(1.5)",
+        "print(ex.caption)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120).execute()
+    widget, still = notebook.cells[1].outputs
+    assert set(widget.data) == {study.WIDGET} and set(still.data) == {study.WIDGET, "image/png", "text/plain"}
+    assert (
+        still.data["text/plain"] == notebook.cells[4].outputs[0].text.strip()
+        and "TopFraction(0.1)" in still.data["text/plain"]
+    )
+    cleaned = study.clean(notebook)
+    (left,) = cleaned.cells[1].outputs
+    assert set(left.data) == {"image/png", "text/plain"} and "widgets" not in cleaned.metadata
+    assert Image.open(io.BytesIO(base64.b64decode(left.data["image/png"]))).width > 168 * 2
+
+
+def test_a_picture_is_saved_under_the_name_of_what_it_shows(
+    model: Eyes, images: ImageSet, tmp_path: Any
+) -> None:
+    widget = widgets.explorer(model, images, seed=7)
+    target = CLASSES[widget.knobs["target"].value]
+    widget.knobs["share"].value = 0.1
+    assert (
+        widget.caption
+        == f"noise (synthetic), Eyes, seed 7: image 0, one; influence for {target}, channels TopFraction(0.1)"
+    )
+    path = widget.save(tmp_path)
+    assert path.read_bytes() == widget.still() and str(path) in widget.saved.value
+    plain = target.replace(" <b>", "-b-")
+    assert path.name == f"explorer-image-0-one-influence-for-{plain}-channels-TopFraction-0.1.png".replace(
+        "--", "-"
+    )
+    widget.knobs["compare"].value = "Grad-CAM"
+    assert widget.save(tmp_path) != path and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: ImageSet) -> None:
+    widget = widgets.explorer(model, images)
+    knob = widget.knobs
+    knob["method"].value = "top-gate"
+    assert knob["rule"].value == "paper's rule"
+    want = explain(model, images.batch([0])).selected("top-gate")
+    assert f"{int(want.sum())} of 16 channels selected" in widget.gates.value
+    knob["method"].value = "influence"
+    assert knob["rule"].value == "top share" and "16 of 16" in widget.gates.value
+    knob["rule"].value, knob["k"].value = "k channels", 3
+    knob["rule"].value = "picked by hand"  # starts with what was selected
+    assert "3 of 16" in widget.gates.value and widget.rule == Channels(tuple(sorted(widget._strip[:3])))
+
+
+def test_maps_of_tokens_are_not_given_to_the_cams(images: ImageSet) -> None:
+    class Tokens(Eyes):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.tokens(self.body(x).flatten(2).mT).mean(1))
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Linear(16, 16)
+
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    attach_se(model, torch.randn(2, 3, 32, 32), at="tokens")
+    widget = widgets.explorer(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), classes=CLASSES)
+    assert widget.knobs["compare"].options == ("nothing",)
+
+
+def test_what_does_not_fit_is_refused(model: Eyes, images: ImageSet) -> None:
+    with pytest.raises(ValueError, match="2 class names do not fit 3 logits"):
+        widgets.explorer(model, images.images, classes=CLASSES[:2])
+    with pytest.raises(ValueError, match="pass classes="):
+        widgets.explorer(model, images.images)
+    with pytest.raises(ValueError, match="nothing to look at"):
+        widgets.explorer(model, images.subset(slice(0, 0)))
+    with pytest.raises(ValueError, match=r"201 images or clips: choose up to 200"):
+        widgets.explorer(model, torch.zeros(201, 3, 8, 8, dtype=torch.uint8), classes=CLASSES)
+
+
+def test_a_network_with_blocks_of_its_own_has_no_rivals(images: ImageSet) -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    torch.manual_seed(0)
+    widget = widgets.explorer(mobilenet_v3_small(num_classes=3).eval(), images.images[:1], classes=CLASSES)
+    assert widget.knobs["compare"].options == ("nothing",) and pixels(widget.view).std() > 0
+
+
+def test_it_is_found_where_the_readme_says() -> None:
+    assert selib.__getattr__("widgets") is widgets  # after a plain `import selib`
+    with pytest.raises(AttributeError, match="has no attribute 'widget'"):
+        selib.__getattr__("widget")
+
+
+# ---- drawings ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_drawing_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
+    weights = torch.tensor([0.2, 1.0, -0.5, 0.6])
+    svg = views.gates_drawing(weights, torch.tensor([False, True, False, True]), "gate <s>")
+    grey, blue = (part.split('"')[0] for part in svg.split('<path d="')[1:3])
+    assert grey.count("M") == 2 and blue.count("M") == 2
+    top, tall, high, low = 22, 130, 1.0, -0.5
+    edge = top + tall * (high - 0.6) / (high - low)
+    assert f"M46 {edge:.1f}h360" in svg and "2 of 4 channels selected" in svg and "gate &lt;s&gt;" in svg
+    assert (
+        views.gates_drawing(torch.zeros(4), torch.zeros(4, dtype=torch.bool), "s").count("stroke-dasharray")
+        == 0
+    )
+
+
+def test_laid_over_is_an_overlay() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    heatmap = rng.random((6, 5)).astype(np.float32)
+    want = plot.overlay(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(heatmap), opacity=0.4)
+    found = views.laid_over(picture, heatmap, views.Look(opacity=0.4))
+    assert np.abs(found.astype(int) - want.astype(int)).max() <= 3
+
+
+def test_a_picture_is_encoded_without_loss() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    back = cv2.imdecode(np.frombuffer(views.encoded(picture), np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(back[..., ::-1], picture)
+
+
+# ---- clips ---------------------------------------------------------------------------------------------------------------
+
+
+def player(**options: Any) -> tuple[widgets.Explorer, Detector, dict[str, views.Clip]]:
+    torch.manual_seed(0)
+    model = detector(others=3.0)
+    found = {
+        name: (
+            {
+                "audio": 9 * torch.randn(1, 4 * n, 13),
+                "face": torch.rand(1, n, 112, 112),
+                "body": torch.rand(1, n, 112, 112),
+            },
+            torch.ones(1, n),
+            np.arange(640 * n, dtype=np.int16),
+        )
+        for name, n in (("long", 20), ("short", 12))
+    }
+    return widgets.explorer(model, found, **options), model, found
+
+
+def test_every_control_of_a_clip_redraws() -> None:
+    widget, _, _ = player()
+    knobs = widget.knobs | widget.switches
+    seen = [pixels(widget.view)]
+    for name, value in (
+        ("frame", 7),
+        ("face", False),
+        ("audio", False),
+        ("face", True),
+        ("method", "gate"),
+        ("share", 0.5),
+        ("item", 1),
+        ("share", 1.0),
+        ("method", "influence"),
+        ("frame", 3),
+        ("smooth", False),
+        ("opacity", 0.3),
+        ("colours", "viridis"),
+        ("compare", "mean of channels"),
+    ):
+        knobs[name].value = value
+        seen.append(pixels(widget.view))
+        changed = seen[-1].shape != seen[-2].shape or np.abs(seen[-1] - seen[-2]).max() > 20
+        assert changed, name
+    before = widget.gates.value
+    knobs["stream"].value = "body"
+    assert widget.gates.value != before
+
+
+def test_a_clip_is_drawn_as_the_explanation_says() -> None:
+    widget, model, found = player()
+    inputs, labels, sound = found["long"]
+    ex = explain(model, inputs)
+    widget.switches["face"].value = False
+    widget.knobs["method"].value, widget.knobs["share"].value, widget.knobs["frame"].value = "gate", 0.5, 11
+    gates = ex.streams["fusion"].gates.clone()
+    gates[:, 2:4] = 0
+    without = ex.streams["fusion"].with_gates(gates)[0].sigmoid()[:, 0]
+    with_all = ex.logits[0].sigmoid()[:, 0]
+    heatmap = ex.streams["body"].heatmap("gate", 0, select=TopFraction(0.5))[0]
+    expected = clips.Film(
+        {"face": inputs["face"][0], "body": inputs["body"][0]},
+        {"body": heatmap},
+        scores={"all": with_all, "without face": without},
+        labels=labels[0],
+        wave=sound,
+        off={"face"},
+    )
+    assert np.array_equal(pixels(widget.view), expected[11])
+    assert not torch.allclose(with_all, without)
+
+
+def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() -> None:
+    widget, model, _ = player()
+    widget.switches["face"].value = False
+    widget.knobs["method"].value = "gate"
+    runs, made = len(model.seen), set()
+    for t in range(20):
+        widget.knobs["frame"].value = t
+        made.add(widget.view.value)
+    assert len(made) == 20 and len(model.seen) == runs
+    before = widget.view.value
+    for control, value in (
+        (widget.switches["face"], True),
+        (widget.knobs["method"], "influence"),
+        (widget.knobs["method"], "gate"),
+        (widget.switches["face"], False),
+    ):
+        control.value = value
+    assert widget.view.value == before and len(model.seen) == runs
+
+
+def test_a_rival_is_not_made_again_while_the_selection_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], views.baselines.clip_grad_cam
+    monkeypatch.setattr(
+        views.baselines, "clip_grad_cam", lambda *given: made.append(given[2]) or real(*given)
+    )
+    widget, _, _ = player()
+    widget.knobs["compare"].value = "Grad-CAM"
+    for share in np.linspace(0.02, 1, 40).round(2):  # more selections than maps are kept
+        widget.knobs["share"].value = share
+    assert made == ["face", "body"]
+
+
+def test_channels_are_picked_for_each_stream() -> None:
+    widget, _, _ = player()
+    widget.picks[0].value = False
+    dropped = widget._strip[0]
+    face = widget.rule
+    widget.knobs["stream"].value = "body"
+    assert "picked by hand" == widget.knobs["rule"].value and widget.rule == TopFraction(1.0)
+    widget.picks[1].value = False
+    assert isinstance(widget.rule, Channels) and widget._strip[1] not in widget.rule.indices
+    widget.knobs["stream"].value = "face"
+    assert widget.rule == face and dropped not in face.indices
+
+
+def test_the_threshold_reaches_over_all_frames() -> None:
+    widget, model, found = player()
+    ex = explain(model, found["long"][0]).streams["face"]
+    influence = ex.influence(0)[0]
+    slider = widget.knobs["threshold"]
+    assert slider.min == pytest.approx(float(influence.min())) and slider.max >= float(influence.max())
+    assert influence.max() > influence[:, 0].max()
+
+
+def test_another_clip_brings_its_length_and_its_sound() -> None:
+    widget, _, found = player()
+    widget.knobs["frame"].value = 19
+    widget.knobs["item"].value = 1
+    assert widget.knobs["frame"].max == widget.knobs["play"].max == widget.knobs["frame"].value == 11
+    with wav.open(io.BytesIO(widget.sound.value)) as file:
+        assert (file.getnchannels(), file.getframerate()) == (1, RATE)
+        assert np.array_equal(np.frombuffer(file.readframes(10**6), "<i2"), found["short"][2])
+
+
+def test_clips_need_modalities_a_fusion_and_a_stream_of_pictures() -> None:
+    _, model, found = player()
+    with pytest.raises(ValueError, match="nothing to look at"):
+        widgets.explorer(model, {})
+    with pytest.raises(ValueError, match="2 class names do not fit 1 logits"):
+        widgets.explorer(model, found, classes=["speaks", "is silent"])
+    with pytest.raises(
+        ValueError, match=r"long: there is no stream of grey pictures \(1, T, H, W\) among audio"
+    ):
+        widgets.explorer(model, {"long": ({"audio": found["long"][0]["audio"]}, None, None)})
+    with pytest.raises(ValueError, match="6 fused channels are no 4 equal segments"):
+        widgets.explorer(model, found, modalities=("a", "b", "c", "d"))
+    single = Detector().eval()
+    attach_se(single, found["long"][0], at={"face": "face"})
+    with pytest.raises(ValueError, match='an SE block called "fusion"'):
+        widgets.explorer(single, found)
+    blind = Detector().eval()
+    attach_se(blind, found["long"][0], at={"fusion": "fuse"})
+    with pytest.raises(ValueError, match="no SE block on a stream of pictures: face, body have none"):
+        widgets.explorer(blind, found)

@@ -1,0 +1,426 @@
+"""Film strips, films and annotated videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import detector
+
+from selib import plot, video
+from studies import clips
+from studies.audio import mfcc
+
+FPS, RATE = 25, 16000
+
+
+def crops(frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, 112, 112), dtype=np.uint8)
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tint_leaves_zero_alone_and_mixes_by_value() -> None:
+    grey, values = np.full((1, 3), 200, np.uint8), np.array([[0.0, 1.0, 0.6]])
+    found = plot.tint(grey, values, opacity=0.5, colormap="gray")
+    # At 1: half image, half white; at 0.6 (153/255): 0.7 of the image and 0.3 of the grey 153.
+    assert found.tolist() == [[[200] * 3, [228] * 3, [186] * 3]]
+    levels = np.array([[0, 255, 153]], np.uint8)
+    assert np.array_equal(plot.tint(grey, levels, opacity=0.5, colormap="gray"), found)
+    colour = np.array([[[10, 20, 30]] * 3], np.uint8)
+    assert plot.tint(colour, values)[0, 0].tolist() == [10, 20, 30]
+    with pytest.raises(ValueError, match="does not lie on"):
+        plot.tint(grey, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="opacity"):
+        plot.tint(grey, values, opacity=2)
+
+
+def test_spans_and_envelope_by_hand() -> None:
+    assert plot.spans(torch.tensor([1, 1, 0, 0, 1, 0, 1])) == [(0, 2), (4, 5), (6, 7)]
+    assert plot.spans(np.zeros(3)) == []
+    assert plot.envelope(np.array([0, 2, -4, 1, 0, 0]), 3).tolist() == [[0, 0.5], [-1, 0.25], [0, 0]]
+
+
+def test_a_strip_shows_the_chosen_frames_over_their_time() -> None:
+    frames = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((112, 112), np.uint8)
+    fig = plot.film_strip(
+        {"face": frames, "body": frames},
+        {"face": torch.zeros(40, 112, 112)},
+        scores={"with": torch.linspace(0, 1, 40), "without": np.zeros(40)},
+        labels=torch.cat([torch.ones(10), torch.zeros(30)]),
+        wave=np.zeros(40 * 640, np.int16),
+        shares={"audio": np.full(40, 3.0), "face": np.full(40, 1.0)},
+        shown=4,
+    )
+    face, body, sound, scores, shares = fig.axes
+    # 40 frames in four stretches of ten: the middle one of each, 5, 15, 25 and 35.
+    for ax in (face, body):
+        picture = np.asarray(ax.images[0].get_array())
+        assert [int(picture[50, 58 + 116 * i].max()) for i in range(4)] == [5, 15, 25, 35]
+    assert [text.get_text() for text in face.texts] == ["0.20 s", "0.60 s", "1.00 s", "1.40 s"]
+    across, tall = fig.get_size_inches() * face.get_position().size
+    assert across == pytest.approx(4 * tall)  # the crops are square
+    for ax in (sound, scores, shares):
+        assert ax.get_xlim() == (0, 1.6) and ax.get_position().x0 == pytest.approx(face.get_position().x0)
+    assert [(patch.get_x(), patch.get_width()) for patch in scores.patches] == [(0, pytest.approx(0.4))]
+    assert np.allclose(scores.lines[0].get_ydata(), np.linspace(0, 1, 40))
+    assert scores.lines[0].get_linestyle() != scores.lines[1].get_linestyle()
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
+    assert tops == pytest.approx([0.75, 1.0])  # scaled to sum to one
+
+
+def test_a_strips_colours_reach_up_to_its_largest_value() -> None:
+    maps = np.zeros((4, 112, 112))
+    maps[0, :, :56], maps[1, :, :56], maps[2] = 51 / 255, 102 / 255, 1.0  # the third is not shown
+    fig = plot.film_strip(np.full((4, 112, 112), 90, np.uint8), maps, shown=[0, 1, 3])
+    picture = np.asarray(fig.axes[0].images[0].get_array())
+    expected = plot.tint(np.full((1, 3), 90, np.uint8), np.array([[0.5, 1.0, 0.0]]))[0]
+    assert np.array_equal(picture[50, [30, 146, 262]], expected)
+    assert np.array_equal(picture[50, 100], [90, 90, 90])
+
+
+def test_a_strip_of_plain_frames_has_nothing_beneath() -> None:
+    assert len(plot.film_strip(torch.rand(3, 112, 112)).axes) == 1  # and fewer frames than columns
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": {"face": torch.zeros(8, 7, 7)}}, r"'face' has the shape \(8, 7, 7\).*pass size="),
+        ({"maps": {"body": torch.zeros(8, 112, 112)}}, "for 'body', but only the rows 'face'"),
+        ({"masks": {"face": torch.zeros(9, 112, 112)}}, "mask of face"),
+        ({"scores": torch.zeros(7)}, r"'model' has the shape \(7,\), but there are 8 frames"),
+        ({"labels": torch.zeros(1, 8)}, r"'labels' has the shape \(1, 8\)"),
+        ({"shares": {"face": -np.ones(8)}}, "must not be negative"),
+        ({"shown": [3, 8]}, r"shown=\[3, 8\] is not within the 8 frames"),
+    ],
+)
+def test_a_strip_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot.film_strip({"face": torch.zeros(8, 112, 112)}, **change)
+
+
+def test_modality_bars_stand_at_their_means_with_their_intervals() -> None:
+    values = {
+        "optimal": {"audio": (0.3, 0.2, 0.5), "face": (0.7, 0.6, 0.8)},
+        "noise": {"audio": (0.1, 0.0, 0.2), "face": (0.9, 0.8, 1.0)},
+    }
+    ax = plot.modality_bars(values).axes[0]
+    assert [[bar.get_height() for bar in group] for group in ax.containers] == [[0.3, 0.1], [0.7, 0.9]]
+    ends = [segment[:, 1].tolist() for lines in ax.collections for segment in lines.get_segments()]
+    assert ends == [[0.2, 0.5], [0.0, 0.2], [0.6, 0.8], [0.8, 1.0]]
+    hatches = {bars[0].get_hatch() for bars in ax.containers}
+    assert len(hatches) == 2  # readable without colours
+    with pytest.raises(ValueError, match=r"'noise' has the modalities \['face'\]"):
+        plot.modality_bars({"optimal": values["optimal"], "noise": {"face": (0, 0, 0)}})
+
+
+# ---- films -------------------------------------------------------------------------------------------------------------
+
+
+def film(frames: int = 20, **change: Any) -> clips.Film:
+    still = np.repeat(crops(1), frames, 0)
+    details: dict[str, Any] = {
+        "scores": {"all": np.full(frames, 0.75)},
+        "wave": np.zeros(frames * 640, np.int16),
+    }
+    return clips.Film({"face": still, "body": still}, **details | change)
+
+
+def test_between_frames_of_a_still_only_the_headline_and_the_cursor_change() -> None:
+    one = film()
+    first, second = one[4], one[12]
+    assert first.shape == second.shape == one[0].shape and first.dtype == np.uint8
+    assert np.array_equal(first[20:244], second[20:244])
+    changed = np.flatnonzero((first[244:] != second[244:]).any((0, 2)))
+    width = first.shape[1]
+    near = [abs(changed - (t + 0.5) / 20 * (width - 1)) <= 6 for t in (4, 12)]
+    assert len(changed) and (near[0] | near[1]).all() and near[0].any() and near[1].any()
+    assert len(list(one)) == len(one) == 20
+    with pytest.raises(IndexError):
+        one[20]
+
+
+def test_a_film_draws_each_streams_map_on_its_own_crop() -> None:
+    maps = np.zeros((20, 112, 112))
+    maps[3] = 1.0
+    plain, mapped = film(), film(maps={"body": maps})
+    assert np.array_equal(plain[2], mapped[2])
+    difference = (plain[3] != mapped[3]).any(2)
+    assert not difference[:, :224].any() and difference[60:200, 240:440].mean() > 0.99
+
+
+def test_the_score_without_a_modality_is_drawn_dashed_and_the_modality_struck_out() -> None:
+    both = film(scores={"all": np.full(20, 0.75), "without body": np.full(20, 0.25)}, off={"body", "audio"})
+    plain = film()
+    blue, orange = (np.array(colour) for colour in clips.LINES)
+    rows = both[0][244:].astype(int)
+
+    def drawn(colour: np.ndarray) -> np.ndarray:
+        """Columns, past the cursor and left of the legend, in which the colour is to be seen."""
+        return (np.abs(rows[:, 30:240] - colour).max(2) < 40).any(0)
+
+    assert drawn(blue).all() and 0.3 < drawn(orange).mean() < 0.9
+    assert np.array_equal(both[0][20:244, :224], plain[0][20:244, :224])
+    assert both[0][20:244, 232:].std() < 0.5 * plain[0][20:244, 232:].std()
+
+
+def test_a_film_of_one_small_stream_and_nothing_else_is_drawn() -> None:
+    small = clips.Film({"face": np.zeros((3, 40, 40), np.uint8)})
+    assert small[0].shape == (20 + 80 + 24, 240, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": {"hand": np.zeros((20, 112, 112))}}, "for 'hand'"),
+        ({"scores": {"all": np.zeros(3)}}, r"'all' has the shape \(3,\)"),
+        ({"labels": np.zeros(19)}, r"'labels' has the shape \(19,\)"),
+    ],
+)
+def test_a_film_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        film(**change)
+
+
+def test_a_film_becomes_a_video_with_its_sound(tmp_path: Path) -> None:
+    frames = {"face": crops(10)}
+    tone = (8000 * np.sin(np.arange(6400) / 8)).astype(np.int16)
+    video.write(tmp_path / "film.mp4", clips.strip_video(frames, wave=tone), fps=FPS, audio=tone)
+    back = [frame for _, frame in video.read_frames(tmp_path / "film.mp4")]
+    assert len(back) == 10 and back[0].shape[:2] == next(clips.strip_video(frames, wave=tone)).shape[:2]
+    assert np.corrcoef(video.read_audio(tmp_path / "film.mp4")[1600:4800], tone[1600:4800])[0, 1] > 0.9
+    video.write(tmp_path / "film.gif", clips.strip_video(frames, scale=1), fps=FPS)
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert gif.n_frames == 10
+
+
+# ---- annotated frames ----------------------------------------------------------------------------------------------------
+
+
+def test_who_speaks_has_a_solid_green_box_and_who_does_not_a_broken_red_one() -> None:
+    grey = np.full((120, 400, 3), 128, np.uint8)
+    marks = [clips.Mark((50, 40, 110, 100), 0.9), clips.Mark((250, 40, 310, 100), 0.2)]
+    (found,) = clips.annotate([grey], [marks])
+    green, red = (np.array(c) for c in (clips.SPEAKS, clips.SILENT))
+    below = [
+        (np.abs(found[99, left + 4 : left + 56].astype(int) - c).max(1) < 40).mean()
+        for left, c in ((50, green), (250, red))
+    ]
+    assert below[0] == 1 and 0.3 < below[1] < 0.9
+    assert (found[44:96, 54:106] == 128).all()  # nothing inside without a map
+    assert (grey == 128).all()  # the input is left alone
+    assert np.array_equal(next(clips.annotate([grey], [[]])), grey)
+
+
+def test_a_map_lies_where_its_crop_was_taken_also_beyond_the_edge() -> None:
+    black = np.zeros((100, 100, 3), np.uint8)
+    heatmap = np.zeros((112, 112))
+    heatmap[:56, 56:] = 1.0  # the upper right quarter of a box that leaves the frame on the left
+    box = (-40.0, 20.0, 40.0, 100.0)
+    (found,) = clips.annotate([black], [[clips.Mark(box, 0.1, heatmap=heatmap)]])
+    (bare,) = clips.annotate([black], [[clips.Mark(box, 0.1)]])
+    where = (found.astype(int) - bare).any(2)
+    assert where[25:57, 3:36].all() and not where[63:].any() and not where[:, 42:].any()
+    crop = video.crop(np.where(where, 255, 0).astype(np.uint8), box)
+    inside = np.zeros((112, 112), bool)
+    inside[10:50, 62:100] = True
+    assert crop[inside].min() > 200 and crop[70:, 62:].max() < 50
+
+
+@pytest.mark.parametrize("box", [(-500.0, -400.0, 5.0, 5.0), (95.0, 95.0, 300.0, 900.0)])
+def test_a_box_mostly_outside_is_drawn_as_far_as_it_is_seen(box: tuple[float, ...]) -> None:
+    frame = np.zeros((100, 100, 3), np.uint8)
+    (found,) = clips.annotate(
+        [frame], [[clips.Mark(box, 0.9, np.ones((7, 7)), box, np.ones((7, 7)), "a long name")]]
+    )
+    assert found.shape == frame.shape and found.any()
+
+
+def test_every_frame_needs_its_marks() -> None:
+    frame = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(ValueError, match="shorter"):
+        list(clips.annotate([frame, frame], [[]]))
+
+
+# ---- a video of one's own --------------------------------------------------------------------------------------------------
+
+WIDE, HIGH, LENGTH = 240, 160, 50
+ANN, BOB = (30.0, 20.0, 70.0, 60.0), (150.0, 30.0, 190.0, 70.0)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of two people: Ann's face is bright in the first half, Bob's in the second; noise is heard from 1 s on."""
+    folder = tmp_path_factory.mktemp("own")
+    frames = []
+    for t in range(LENGTH):
+        frame = np.full((HIGH, WIDE, 3), 110, np.uint8)
+        for (x1, y1, x2, y2), bright in ((ANN, t < 25), (BOB, t >= 25)):
+            frame[int(y1) : int(y2), int(x1) : int(x2)] = 230 if bright else 20
+        frames.append(frame)
+    sound = np.random.default_rng(0).integers(-8000, 8000, LENGTH * 640).astype(np.int16)
+    sound[:RATE] = 0
+    video.write(folder / "own.mp4", frames, fps=FPS, audio=sound)
+    return folder
+
+
+def table(
+    path: Path, rows: list[tuple[Any, ...]], header: str = "frame_timestamp,x1,y1,x2,y2,entity"
+) -> Path:
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+def shown(t: int, box: tuple[float, ...], name: str) -> tuple[Any, ...]:
+    return (t / FPS, *box, name)
+
+
+def test_a_video_and_boxes_become_an_annotated_video(own: Path) -> None:
+    # Ann in every frame; Bob with a gap of one second, and the boxes of his second stretch only every fifth frame.
+    rows = [shown(t, ANN, "Ann") for t in range(LENGTH)] + [shown(t, BOB, "Bob") for t in range(10)]
+    boxes = table(own / "a.csv", rows + [shown(t, BOB, "Bob") for t in range(35, LENGTH, 5)])
+    model = detector()
+    found = clips.explain_video(model, own / "own.mp4", boxes, own / "out.mp4")
+    ann, before, after = found
+    assert [(row["entity"], row["start"], row["stop"]) for row in found] == [
+        ("Ann", 0, 2),
+        ("Bob", 0, 0.4),
+        ("Bob", 1.4, 46 / FPS),
+    ]
+    # 20 · brightness - 10: 230/255 gives 8.0, 20/255 gives -8.4; the codec changes both by less than 1.
+    assert (np.array(ann["probabilities"][:25]) > 0.999).all() and (
+        np.array(ann["probabilities"][25:]) < 0.001
+    ).all()
+    assert ann["speaking"] == 0.5 and before["speaking"] == 0 and after["speaking"] == 1
+    assert ann["seconds"][:3] == [0, 0.04, 0.08] and ann["frames"] == len(ann["probabilities"]) == 50
+    assert ann["shares"]["face"] > 0.99 and sum(ann["shares"].values()) == pytest.approx(1)
+
+    made = [frame for _, frame in video.read_frames(own / "out.mp4")]
+    source = [frame for _, frame in video.read_frames(own / "own.mp4")]
+    assert len(made) == LENGTH and made[0].shape == source[0].shape
+    quiet, loud = np.split(video.read_audio(own / "out.mp4")[: LENGTH * 640].astype(float), [RATE])
+    assert loud.std() > 20 * quiet[:-800].std()
+    moved = np.array(
+        [np.abs(a.astype(int) - b)[32:68, 152:188].max() for a, b in zip(made, source, strict=True)]
+    )
+    assert (
+        (moved[:10] > 60).all() and (moved[11:34] < 25).all() and (moved[35:46] > 60).all()
+    )  # Bob's gap is left alone
+    edge = made[5][59, 35:65].astype(int), made[30][59, 35:65].astype(int)  # Ann's box, below
+    assert (edge[0][:, 1] > edge[0][:, 0]).mean() > 0.9 and (
+        edge[1][:, 0] > edge[1][:, 1]
+    ).any()  # green, then red
+
+
+def test_the_model_is_shown_the_crops_and_the_sound_of_each_stretch(own: Path) -> None:
+    rows = [shown(t, tuple(edge + t for edge in ANN), "Ann") for t in range(10)]
+    rows += [shown(25, BOB, "Bob"), shown(31, tuple(edge + 12 for edge in BOB), "Bob")]  # 0.24 s apart
+    body = (10.0, 10.0, 100.0, 150.0)
+    bodies = [(*row[:5], row[5], *body) for row in rows]
+    header = "frame_timestamp,x1,y1,x2,y2,entity,body_x1,body_y1,body_x2,body_y2"
+    model = detector()
+    clips.explain_video(model, own / "own.mp4", table(own / "b.csv", bodies, header), own / "b.mp4")
+    first, second = (next(x for x in model.seen if x["face"].shape[:2] == (1, frames)) for frames in (10, 7))
+    source = [frame for _, frame in video.read_frames(own / "own.mp4")]
+    sound = video.read_audio(own / "own.mp4")
+    assert first["audio"].shape == (1, 40, 13) and second["audio"].shape == (1, 28, 13)
+    for t in (0, 4, 9):
+        assert torch.equal(
+            first["face"][0, t] * 255, torch.from_numpy(video.crop(source[t], rows[t][1:5])).float()
+        )
+        assert torch.equal(first["body"][0, t] * 255, torch.from_numpy(video.crop(source[t], body)).float())
+    # Half-way between the boxes of frames 25 and 31 the box is half-way, too.
+    half = tuple(edge + 6 for edge in BOB)
+    assert torch.equal(second["face"][0, 3] * 255, torch.from_numpy(video.crop(source[28], half)).float())
+    heard = mfcc(torch.from_numpy(sound[RATE : RATE + 7 * 640]))
+    assert torch.equal(second["audio"][0, : len(heard)], heard)
+
+
+def test_fractions_of_the_frame_and_avas_names_are_read_as_well(own: Path) -> None:
+    pixels = [shown(t, ANN, "Ann") for t in range(LENGTH)]
+    scale = np.array([WIDE, HIGH] * 2)
+    fractions = [shown(t, tuple(np.array(ANN) / scale), "Ann") for t in range(LENGTH)]
+    header = "frame_timestamp,entity_box_x1,entity_box_y1,entity_box_x2,entity_box_y2,entity_id"
+    found = [
+        clips.explain_video(detector(), own / "own.mp4", boxes, own / "c.mp4")
+        for boxes in (table(own / "c.csv", pixels), table(own / "d.csv", fractions, header))
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_long_stretch_is_explained_in_even_pieces(own: Path) -> None:
+    boxes = table(own / "e.csv", [shown(t, ANN, "Ann") for t in range(LENGTH)])
+    model = detector()
+    whole, pieces = (
+        clips.explain_video(model, own / "own.mp4", boxes, own / "e.mp4", window=window)
+        for window in (250, 20)
+    )
+    assert sorted({len(x["face"][0]) for x in model.seen}) == [16, 17, 50]
+    assert pieces[0]["probabilities"] == pytest.approx(whole[0]["probabilities"], abs=1e-6)
+
+
+GOOD = [shown(t, ANN, "Ann") for t in range(LENGTH)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [*GOOD[:7], shown(7, (240, 0, 300, 50), "Ann")],
+            "line 9: the box 240, 0, 300, 50 lies outside the frame of 240x160 pixels",
+        ),
+        ([*GOOD[:7], shown(7, (50, 0, 40, 50), "Ann")], "line 9: the box 50, 0, 40, 50 is empty"),
+        (
+            [shown(t, ANN, "Ann") for t in range(45, 55)],
+            "line 8: frame_timestamp 2.04 is beyond the end of own.mp4, which lasts 2.00 s",
+        ),
+        ([*GOOD[:7], (-0.1, *ANN, "Ann")], "line 9: frame_timestamp -0.1 is before the video"),
+        ([*GOOD[:9], *GOOD[20:23]], "line 11: only 3 frames of Ann without a gap"),
+        ([*GOOD[:7], shown(3, BOB, "Ann")], "line 9: a second box of Ann at 0.12 s: see line 5"),
+        ([*GOOD[:7], ("soon", *ANN, "Ann")], "line 9: frame_timestamp 'soon' is not a number"),
+        ([*GOOD[:7], (0.3, *ANN[:3], "nan", "Ann")], "line 9: y2 'nan' is not a number"),
+        ([*GOOD[:7], (0.3, *ANN)], "line 9: 5 fields, but the first line names 6"),
+        ([], "holds no boxes"),
+    ],
+)
+def test_wrong_boxes_are_named_by_file_and_line(own: Path, rows: list[Any], message: str) -> None:
+    boxes = table(own / "wrong.csv", rows)
+    with pytest.raises(ValueError, match="wrong.csv") as error:
+        clips.explain_video(detector(), own / "own.mp4", boxes, own / "wrong.mp4")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (own / "wrong.mp4").exists() and not list(own.glob(".*"))
+
+
+def test_a_file_without_names_a_silent_video_and_another_model_are_refused(own: Path, tmp_path: Path) -> None:
+    boxes = table(own / "f.csv", GOOD)
+    with pytest.raises(
+        ValueError, match="f.csv: line 1: no column frame_timestamp, .*entity: the first line names"
+    ):
+        clips.explain_video(
+            detector(), own / "own.mp4", table(tmp_path / "f.csv", GOOD, "a,b,c,d,e,f"), tmp_path / "f.mp4"
+        )
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
+        clips.explain_video(detector(), own / "own.mp4", tmp_path / "none.csv", tmp_path / "f.mp4")
+    video.write(tmp_path / "silent.mp4", [np.zeros((HIGH, WIDE, 3), np.uint8)] * LENGTH, fps=FPS)
+    with pytest.raises(ValueError, match=r"silent\.mp4: .*no (audio|sound)"):
+        clips.explain_video(detector(), tmp_path / "silent.mp4", boxes, tmp_path / "f.mp4")
+    with pytest.raises(ValueError, match=r"f\.webm: the annotated video is an \.mp4"):
+        clips.explain_video(detector(), own / "own.mp4", boxes, tmp_path / "f.webm")
+    model = detector()
+    model.modalities = ("audio", "lips", "body")
+    with pytest.raises(ValueError, match="the model takes lips"):
+        clips.explain_video(model, own / "own.mp4", boxes, tmp_path / "f.mp4")
+    assert not (tmp_path / "f.mp4").exists()
+
+
+def test_the_probability_of_one_logit_and_of_two_classes() -> None:
+    logits = torch.tensor([[0.0], [2.0]])
+    assert clips.probability(logits).tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
+    two = torch.cat([torch.zeros(2, 1), logits], 1)  # a softmax over 0 and x is a sigmoid of x
+    assert clips.probability(two, 1).tolist() == pytest.approx(clips.probability(logits).tolist())
