@@ -21,9 +21,9 @@ from selib import plot, video
 from selib.atomic import replacing, write_text
 from selib.attach import attach_se, attached
 from selib.explanation import Explanation, Method, explain, native_se
+from selib.pixels import normalize
 from selib.train import load_checkpoint
 from studies.clips import explain_video
-from studies.data import normalize
 from studies.networks import ActiveSpeaker, sides
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

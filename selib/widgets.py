@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from selib import plot, views
 from selib.atomic import replacing
 from selib.explanation import METHODS, Explanation, Method
+from selib.pixels import normalize
 from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
 from selib.views import Clip, ClipSubject, ImageSubject, Look, Prepare, Subject, Wanted, encoded
-from studies.data import ImageSet, SpeakerSet, normalize
+from studies.data import ImageSet, SpeakerSet
 
 RULES = ("top share", "k channels", "weight above", "paper's rule", "picked by hand")
 COLORMAPS = (
