@@ -23,7 +23,7 @@ from selib.attach import attach_se, attached
 from selib.explanation import Explanation, Method, explain, native_se
 from selib.pixels import normalize
 from selib.train import load_checkpoint
-from studies.clips import explain_video
+from studies.people import explain_video
 from studies.networks import ActiveSpeaker, sides
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -127,7 +127,7 @@ def explain_files(
 
     ``<name>.png`` is the overlay of an image and ``<name>.mp4`` that of a video; ``contact_sheet.png`` (and ``contact_sheet_2.png``, …)
     shows them all, ``explanations.jsonl`` has a line for each image and each frame. A file that cannot be read is reported on stderr and
-    skipped. With a detector of speakers and ``boxes`` (a CSV as :func:`studies.clips.explain_video` reads it) one video is marked with
+    skipped. With a detector of speakers and ``boxes`` (a CSV as :func:`studies.people.explain_video` reads it) one video is marked with
     who speaks.
 
     Returns:

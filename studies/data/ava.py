@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from selib.video import body_box, crop, frame_rate, read_audio, read_frames
+from selib.video import frame_rate, read_audio, read_frames
 from studies.data.cache import SHOWN
+from studies.data.crops import body_box, crop
 from studies.data.speakers import (
     AVA_ADDRESS,
     COLUMNS,
@@ -59,7 +60,7 @@ def prepare(videos: str | Path, boxes_csv: str | Path, out: str | Path) -> None:
     A csv belongs to the split that its path names, "train", "val" or "test".
 
     A face is what lies in its box in the frame nearest to the timestamp. Nobody annotated AVA's bodies:
-    `selib.video.body_box` says where one is looked for, and its crop is what `selib.video.crop` makes of that. The sound
+    `studies.data.crops.body_box` says where one is looked for, and its crop is what `selib.video.crop` makes of that. The sound
     runs from the first to one frame beyond the last timestamp (TalkNet stops at the last). The rate of a video's clips is
     that of its annotations, or its own where the two agree within 5 %.
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from selib.video import fit_square
 from studies.audio import ROWS, mfcc
 from studies.data.cache import cached, cores, decode, digest
+from studies.data.crops import fit_square
 from studies.data.imageset import Indices, identity, rows_of
 from studies.data.objects import SPEAKERS, data_root, find
 from studies.twins import faces as synth_faces

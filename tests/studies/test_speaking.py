@@ -196,7 +196,7 @@ def test_label_free_gates_leave_the_network_alone(root, clips):
 
 
 def test_two_people_in_a_video_are_told_apart_by_their_boxes(clips, model, tmp_path):
-    from studies.clips import explain_video
+    from studies.people import explain_video
 
     film, boxes = speaking.street(clips, [0, 1], tmp_path / "a.mp4", tmp_path / "a.csv")
     frames = [frame for _, frame in video.read_frames(film)]
