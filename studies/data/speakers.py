@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from studies.audio import ROWS, mfcc
+from studies.audio import mfcc_of_frames
 from studies.data.cache import cached, cores, decode, digest
 from studies.data.crops import fit_square
 from studies.data.imageset import Indices, identity, rows_of
@@ -208,7 +208,7 @@ def inputs(
     the last row of the coefficients is repeated: TalkNet's own clips are cut one frame short, and TalkNet goes on with
     the rows of their beginning, which belong to other frames.
     """
-    found = {} if wave is None else {"audio": _coefficients(wave, frames, fps)[None]}
+    found = {} if wave is None else {"audio": mfcc_of_frames(wave, frames, fps=fps)[None]}
     for stream, grey in pictures.items():
         found[stream] = torch.from_numpy(np.ascontiguousarray(grey[None])).float().div_(255)
     return found
@@ -223,13 +223,6 @@ def inputs_of(clip: synth.Clip, streams: Sequence[str] = STREAMS) -> dict[str, T
         frames=len(clip.labels),
         fps=synth.FPS,
     )
-
-
-def _coefficients(wave: np.ndarray, frames: int, fps: float) -> Tensor:
-    """Exactly 4 rows a frame: float32 (4T, 13)."""
-    samples = wave if len(wave) else np.zeros(1, np.int16)
-    rows = mfcc(torch.from_numpy(np.ascontiguousarray(samples)), fps=fps, rate=RATE)[: ROWS * frames]
-    return torch.cat([rows, rows[-1:].expand(ROWS * frames - len(rows), -1)])
 
 
 def load_speakers(
@@ -721,7 +714,7 @@ class _Batches(Dataset):
                 wave = base._heard(i, start, start + length)
                 if self.augment and base.task != "audio":  # there a voice is the answer, whosever it is
                     wave = self._overlaid(i, wave, random)
-                heard.append(_coefficients(wave, length, info.fps))
+                heard.append(mfcc_of_frames(wave, length, fps=info.fps))
             labels.append(_labels(info, start, start + length))
         found = {"audio": torch.stack(heard)} if heard else {}
         found |= {stream: torch.from_numpy(grey).float().div_(255) for stream, grey in shown.items()}

@@ -9,101 +9,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import python_speech_features
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import wavfile
-from scipy.signal import lfilter
 
-from selib.video import body_box, crop, frame_rate, read_audio, read_frames, write
-from studies.audio import mfcc
+from selib.video import frame_rate, read_audio, read_frames, write
 
 RATE = 16000
-
-
-# --- coefficients -----------------------------------------------------------------------------------------------------
-
-
-def reference(wave: np.ndarray, fps: float) -> np.ndarray:
-    """What TalkNet computes."""
-    return np.asarray(
-        python_speech_features.mfcc(wave, RATE, numcep=13, winlen=0.025 * 25 / fps, winstep=0.010 * 25 / fps)
-    )
-
-
-def voiced(samples: int, pitch: float = 120) -> np.ndarray:
-    """A pulse train through two resonances, with pauses: int16."""
-    source = (np.arange(samples) % round(RATE / pitch) == 0) * 1.0
-    for hertz, width in ((700, 80), (1200, 90)):
-        r = np.exp(-np.pi * width / RATE)
-        source = lfilter([1], [1, -2 * r * np.cos(2 * np.pi * hertz / RATE), r * r], source)
-    source *= np.sin(np.arange(samples) * 2 * np.pi * 2 / RATE) > -0.5
-    return (source / abs(source).max() * 12000).astype(np.int16)
-
-
-@pytest.mark.parametrize("fps", [25, 24, 30, 23.976, 29.97, 50])
-def test_coefficients_are_those_of_python_speech_features(fps: float) -> None:
-    rng = np.random.default_rng(0)
-    waves = [
-        rng.normal(0, 3000, 32000),
-        rng.normal(0, 3, 12345),
-        voiced(32000),
-        voiced(20000) // 8000,
-        np.ones(100),
-    ]
-    for wave in (one.astype(np.int16) for one in waves):
-        theirs, ours = reference(wave, fps), mfcc(torch.from_numpy(wave), fps=fps)
-        assert ours.dtype == torch.float32 and ours.shape == theirs.shape
-        assert np.abs(ours.numpy() - theirs).max() < 1e-3
-
-
-@given(st.integers(1, 3000), st.sampled_from([25.0, 24.0, 30.0]), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
-def test_any_length_gives_as_many_rows_as_theirs(samples: int, fps: float, seed: int) -> None:
-    wave = np.random.default_rng(seed).integers(-(2**15), 2**15, samples).astype(np.int16)
-    theirs = reference(wave, fps)
-    ours = mfcc(torch.from_numpy(wave), fps=fps).numpy()
-    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1e-3
-
-
-def test_four_rows_fall_on_a_frame_and_silence_is_finite() -> None:
-    silence = mfcc(torch.zeros(16000))
-    assert silence.isfinite().all()
-    assert torch.allclose(silence[:, 0], torch.tensor(-52 * np.log(2), dtype=torch.float32))
-    assert silence[:, 1:].abs().max() < 1e-6
-    wave = torch.zeros(40 * 640 + 240)
-    wave[6400 + 400 : 6400 + 470] = 9000.0  # in the windows that begin 160 and 320 samples after frame 10
-    rows = mfcc(wave)[:, 0] > -30
-    assert len(rows) == 160 and rows.nonzero().flatten().tolist() == [41, 42]
-
-
-def test_a_batch_is_its_waves_and_units_do_not_depend_on_the_type() -> None:
-    waves = torch.from_numpy(np.stack([voiced(4000), voiced(4000, 200)]))
-    both = mfcc(waves)
-    assert both.shape == (2, 24, 13)
-    assert torch.equal(both[1], mfcc(waves[1])) and torch.equal(both, mfcc(waves.float()))
-
-
-def test_long_windows_are_not_cut_off() -> None:
-    wave = np.random.default_rng(0).normal(0, 3000, 8000).astype(np.int16)
-    theirs = python_speech_features.mfcc(wave, RATE, numcep=13, winlen=0.05, winstep=0.02, nfft=1024)
-    assert np.abs(mfcc(torch.from_numpy(wave), fps=12.5).numpy() - theirs).max() < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("wave", "options", "message"),
-    [
-        (torch.zeros(0), {}, r"N of at least 1, not \(0,\)"),
-        (torch.zeros(1, 1, 9), {}, r"not \(1, 1, 9\)"),
-        (torch.zeros(9), {"fps": 0}, "fps and rate must be above 0, not 0"),
-        (torch.zeros(9), {"rate": -1}, "must be above 0, not 25 and -1"),
-    ],
-)
-def test_mfcc_refuses(wave: torch.Tensor, options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mfcc(wave, **options)  # type: ignore[arg-type]
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
@@ -315,45 +226,3 @@ def test_write_refuses_and_leaves_nothing(
     with pytest.raises(ValueError, match=message):
         write(tmp_path / name, frames, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- crops ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_crop_is_its_box_in_grey() -> None:
-    frame = np.zeros((100, 120, 3), np.uint8)
-    frame[20:60, 30:90] = (200, 100, 50)
-    grey = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-    assert (abs(crop(frame, (30, 20, 90, 60)).astype(int) - grey) <= 1).all()
-    wide = crop(
-        frame, (30, 20, 90, 60), side=80, margin=0.5
-    )  # 120x80 pixels: a quarter more on every side is black
-    assert wide.shape == (80, 80) and (wide[:18] == 0).all() and (wide[:, :18] == 0).all()
-    assert (abs(wide[22:58, 22:58].astype(int) - grey) <= 1).all()
-    assert np.array_equal(crop(frame, (30, 20, 90, 60)), crop(frame, (30.4, 19.6, 89.7, 60.4)))
-
-
-def test_beyond_the_frame_a_crop_is_grey() -> None:
-    frame = np.full((50, 50, 3), 255, np.uint8)
-    found = crop(frame, (-25, 0, 25, 50), side=50)
-    assert (found[:, :24] == 110).all() and (found[:, 26:] == 255).all()
-    assert (crop(frame[..., 0], (40, 40, 60, 60), side=20)[:9, :9] == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("box", "message"),
-    [
-        ((10, 10, 10, 20), "x1 < x2"),
-        ((0, 20, 10, 10), "y1 < y2"),
-        ((0, 0, float("nan"), 5), "finite"),
-        ((50, 0, 60, 10), "outside the frame of 50x40 pixels"),
-        ((0, -9, 9, -1), "outside"),
-    ],
-)
-def test_crop_refuses(box: tuple[float, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        crop(np.zeros((40, 50, 3), np.uint8), box)
-
-
-def test_a_body_lies_around_and_below_its_face() -> None:
-    assert body_box((100, 100, 120, 140)) == (75, 80, 145, 240)
