@@ -178,7 +178,7 @@ def _cut(
     tracks = {entity: list(track) for entity, track in groupby(boxes, key=lambda box: box.entity)}
     fps = _rate(file, list(tracks.values()))
     clips = []
-    samples = read_audio(file, rate=RATE)
+    samples = read_audio(file)
     for entity, track in tracks.items():
         labels = np.array([LABELS.index(box.row[6]) == 1 for box in track], np.uint8)
         info = ClipInfo(entity, video, len(track), fps, labels, 0)

@@ -1,4 +1,4 @@
-"""Coefficients as python_speech_features computes them; videos written, read back and cut, with their sound in time."""
+"""Videos written and read back, with their sound in time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from scipy.io import wavfile
 from selib.video import frame_rate, read_audio, read_frames, write
 
 RATE = 16000
-
-
-# --- videos -----------------------------------------------------------------------------------------------------------
 
 
 def levels(count: int, size: tuple[int, int] = (64, 80)) -> list[np.ndarray]:
@@ -58,7 +55,6 @@ def test_resampling_shows_what_is_to_be_seen_then(tmp_path: Path) -> None:
     thirty = list(read_frames(tmp_path / "a.mp4", fps=30))
     assert numbers(thirty) == [int(n / 30 * 25 + 1e-9) for n in range(12)]
     assert [time for time, _ in thirty] == pytest.approx([n / 30 for n in range(12)])
-    assert numbers(list(read_frames(tmp_path / "a.mp4", fps=25, start=0.2))) == [5, 6, 7, 8, 9]
 
 
 def test_a_rate_is_kept_although_matroska_rounds_its_times(tmp_path: Path) -> None:
@@ -69,7 +65,11 @@ def test_a_rate_is_kept_although_matroska_rounds_its_times(tmp_path: Path) -> No
 
 
 def encode(
-    file: Path, frames: Sequence[np.ndarray], fps: int, setup: Callable[[av.VideoStream], None] | None = None
+    file: Path,
+    frames: Sequence[np.ndarray],
+    fps: int,
+    setup: Callable[[av.VideoStream], None] | None = None,
+    every: int = 1,
 ) -> None:
     """A video without sound, by PyAV alone."""
     with av.open(str(file), "w") as container:
@@ -80,7 +80,7 @@ def encode(
             setup(stream)
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, fps)
+            picture.pts, picture.time_base = number * every, Fraction(1, fps)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
@@ -111,24 +111,21 @@ def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
     assert shown.shape == (66, 82, 3) and shown[-1, 10].min() > 120 and shown[10, -1].min() > 120
 
 
-def test_a_gif_lasts_as_long_as_it_should(tmp_path: Path) -> None:
-    write(tmp_path / "a.gif", levels(30), fps=30)
-    with Image.open(tmp_path / "a.gif") as opened:
-        lasting = []
-        for number in range(opened.n_frames):
-            opened.seek(number)
-            lasting.append(opened.info["duration"])
-    assert len(lasting) == 30 and set(lasting) == {30, 40} and sum(lasting) == 1000
+def test_a_gif_is_read_at_the_times_of_its_frames(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in levels(4)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[30, 40, 30, 30])
     found = list(read_frames(tmp_path / "a.gif"))
-    assert numbers(found) == list(range(30)) and [time for time, _ in found[:4]] == pytest.approx(
+    assert numbers(found) == list(range(4)) and [time for time, _ in found] == pytest.approx(
         [0, 0.03, 0.07, 0.1]
     )
-    assert len(list(read_frames(tmp_path / "a.gif", fps=30))) == 30
-    write(tmp_path / "b.gif", levels(30), fps=25)
-    assert numbers(list(read_frames(tmp_path / "b.gif", fps=25))) == list(range(30))
 
 
-def test_sound_of_any_file_becomes_one_channel_at_the_rate_asked_for(tmp_path: Path) -> None:
+def test_a_recording_that_states_1000_frames_a_second_is_counted(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mkv", levels(8), 1000, every=33)
+    assert frame_rate(tmp_path / "a.mkv") == pytest.approx(1000 / 33, rel=0.01)
+
+
+def test_sound_of_any_file_becomes_one_channel_at_16_khz(tmp_path: Path) -> None:
     time = np.arange(44100) / 44100
     left = (8000 * np.sin(2 * np.pi * 440 * time)).astype(np.int16)
     wavfile.write(tmp_path / "a.wav", 44100, np.stack([left, left], 1))
@@ -136,7 +133,6 @@ def test_sound_of_any_file_becomes_one_channel_at_the_rate_asked_for(tmp_path: P
     assert abs(len(sound) - RATE) <= 2
     wanted = 8000 * np.sin(2 * np.pi * 440 * np.arange(len(sound)) / RATE)
     assert np.abs(sound - wanted)[200:-200].max() < 200
-    assert abs(len(read_audio(tmp_path / "a.wav", rate=8000)) - 8000) <= 2
 
 
 def test_sound_that_begins_late_is_put_at_its_time(tmp_path: Path) -> None:
@@ -195,29 +191,25 @@ def test_missing_files_and_streams_are_told_apart(tmp_path: Path) -> None:
     for read in (lambda file: list(read_frames(file)), frame_rate):
         with pytest.raises(ValueError, match="a.wav: has no video stream"):
             read(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="fps must be above 0, not 0"):
+    with pytest.raises(ValueError, match="fps must be above 0.*not 0"):
         read_frames(tmp_path / "mute.mp4", fps=0)
-    with pytest.raises(ValueError, match="rate must be at least 1, not 0"):
-        read_audio(tmp_path / "a.wav", rate=0)
 
 
 @pytest.mark.parametrize(
     ("name", "frames", "options", "message"),
     [
-        ("a.avi", levels(2), {"fps": 25}, "a.avi: videos are written as .mp4 or .gif"),
+        ("a.avi", levels(2), {"fps": 25}, "a.avi: videos are written as .mp4"),
         ("a.mp4", [], {"fps": 25}, "no frames to write"),
-        ("a.gif", [], {"fps": 25}, "no frames to write"),
-        ("a.mp4", levels(2), {"fps": 0}, "fps must be above 0, not 0"),
+        ("a.mp4", levels(2), {"fps": 0}, "fps above 0, not 0"),
         (
             "a.mp4",
             [*levels(1), *levels(1, (64, 82))],
             {"fps": 25},
             r"frame 1 must be uint8 \(64, 80, 3\), not uint8 \(64, 82, 3\)",
         ),
-        ("a.mp4", [np.zeros((64, 80), np.uint8)], {"fps": 25}, r"frame 0 must be uint8 \(H, W, 3\)"),
+        ("a.mp4", [np.zeros((64, 80), np.uint8)], {"fps": 25}, r"frame 0 must be uint8 \(64, 80, 3\)"),
         ("a.mp4", [np.zeros((64, 80, 3))], {"fps": 25}, "frame 0 must be uint8 .* not float64"),
         ("a.mp4", levels(2), {"fps": 25, "audio": np.zeros(9)}, r"audio must be int16 \(N,\), not float64"),
-        ("a.gif", levels(2), {"fps": 25, "audio": np.zeros(9, np.int16)}, "a GIF has no sound"),
     ],
 )
 def test_write_refuses_and_leaves_nothing(
