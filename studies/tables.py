@@ -26,6 +26,12 @@ HEADINGS = {
 }
 
 
+def spec(caption: str, columns: str, rows: Sequence[Sequence[Any]], *notes: str) -> dict[str, Any]:
+    """A table as results files hold it; ``columns`` are its headings, with " | " between them."""
+    table: dict[str, Any] = {"caption": caption, "columns": columns.split(" | "), "rows": list(rows)}
+    return table | {"notes": list(notes)} if notes else table
+
+
 def heading(metric: str) -> str:
     """The metric's column heading with the direction that is better."""
     return f"{HEADINGS.get(metric, metric)} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
