@@ -1,4 +1,11 @@
-"""What a notebook found, as a JSON file with its provenance, and its figures: written whole or not at all."""
+"""What a notebook found: a JSON file with its provenance, and figures; each written whole or not at all.
+
+run = results.Run("04_objects", profile, seed, results_dir=results_dir)    # at the start of the notebook
+run.show(fig, "heatmaps", "Six images; white: the box.")                   # shown here, and in the report
+run.table("accuracy", spec)                                                # and so is a table
+run.keep(accuracy=0.93)                                                    # a number for the results file
+run.save(findings, data=[train, val])                                      # the last cell
+"""
 
 from __future__ import annotations
 
@@ -6,30 +13,104 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from selib import __version__
 from selib.atomic import replacing, write_text
+from studies import markdown
 from studies.profiles import base
 from studies.profiles import profile as find_profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from studies.data import ImageSet, SpeakerSet
-
 SCHEMA = 1
 KEYS = ("schema", "notebook", "profile", "seed", "params", "data", "metrics", "versions", "timings")
-PLACES = (
-    "data_root",
-    "results_dir",
-    "device",
-)  # parameters that say where, not what: they do not change a number
+PLACES = ("data_root", "results_dir", "device")  # parameters that say where: they do not change a number
+
+
+class DataSet(Protocol):
+    """What the provenance says of a data set; counts: how much it holds, such as `{"images": 5}`."""
+
+    name: str
+    split: str
+    synthetic: bool
+
+    @property
+    def counts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Run:
+    """One execution of a notebook: collects figures, tables and numbers where they are shown, to save them.
+
+    profile: a name, or None for the default; `sizes` is the profile. parameters: what changes a number.
+    """
+
+    def __init__(
+        self,
+        notebook: str,
+        profile: str | None,
+        seed: int,
+        *,
+        results_dir: str | Path | None = None,
+        precision: str = "float32",
+        **parameters: Any,
+    ) -> None:
+        self.sizes = find_profile(profile)
+        self.notebook = notebook
+        self.seed = seed
+        self.parameters = {**parameters, "precision": precision}
+        self.directory = directory(self.sizes.name, results_dir)
+        self.timings: dict[str, Any] = {}  # seconds
+        self._metrics: dict[str, Any] = {"tables": {}, "figures": {}}
+        self._start = time.perf_counter()
+
+    def show(self, figure: Figure, name: str, caption: str) -> None:
+        """Show a figure below the cell; keep it as `<notebook>_<name>`, PNG and PDF, with its caption."""
+        from IPython.display import Image, display
+
+        from selib.plot import screen
+
+        save_figure(figure, f"{self.notebook}_{name}", self.directory)
+        self._metrics["figures"][f"{self.notebook}_{name}"] = caption
+        display(Image(data=screen(figure)))  # type: ignore[no-untyped-call]
+
+    def table(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Show a table below the cell and keep it; spec is that of `studies.markdown.table`."""
+        from IPython.display import Markdown, display
+
+        display(Markdown(markdown.table(spec)))  # type: ignore[no-untyped-call]
+        self._metrics["tables"][name] = dict(spec)
+
+    def keep(self, **values: Any) -> None:
+        """Keep values for the results file, under these names."""
+        self._metrics.update(values)
+
+    def save(self, findings: Sequence[str], data: Sequence[DataSet] = ()) -> None:
+        """Show the findings and write the results file. data: the sets that the numbers were made on."""
+        from IPython.display import Markdown, display
+
+        save(
+            self.notebook,
+            profile=self.sizes.name,
+            seed=self.seed,
+            params=self.parameters,
+            data=describe(*data),
+            metrics={"findings": list(findings), **self._metrics},
+            timings={"total": time.perf_counter() - self._start, **self.timings},
+            out=self.directory,
+        )
+        display(Markdown("\n".join(f"- {finding}" for finding in findings)))  # type: ignore[no-untyped-call]
 
 
 def save(
@@ -43,12 +124,11 @@ def save(
     timings: Mapping[str, Any],
     out: str | Path | None = None,
 ) -> Path:
-    """Write `<out>/<notebook>.json` in one step and return its path.
+    """Write `<out>/<notebook>.json` in one step and return its path; `Run.save` does this for a notebook.
 
-    metrics may hold anything JSON can, plus NumPy and torch values; `findings`, `tables` and `figures` in it go to the
-    report (see `studies.report`). timings: seconds, and `device`; the processor is added here, and `comparable` leaves
-    the block out. out: else SELIB_RESULTS, else `runs/<profile>/results`. Raises ValueError for NaN or infinity and
-    TypeError for a value JSON cannot hold, naming the key, and ValueError for a figure that was not saved before.
+    metrics: JSON types, NumPy and torch values; the report shows its `findings`, `tables` and `figures`.
+    timings: seconds, and `device`; the machine is added here. Raises ValueError or TypeError, naming the key,
+    for NaN, infinity, what JSON cannot hold, and a figure that was not saved.
     """
     folder = directory(profile, out)
     content = {
@@ -56,7 +136,7 @@ def save(
         "notebook": notebook,
         "profile": profile,
         "seed": seed,
-        "params": {key: value for key, value in params.items() if key not in PLACES},
+        "params": {"precision": "float32"} | {key: params[key] for key in params if key not in PLACES},
         "data": data,
         "metrics": metrics,
         "versions": versions(),
@@ -65,54 +145,43 @@ def save(
     plain = {key: _plain(value, key) for key, value in content.items()}
     for name in plain["metrics"].get("figures", {}):
         if not (figures_directory(folder) / f"{name}.png").is_file():
-            raise ValueError(
-                f"metrics.figures.{name} is not saved: call studies.results.save_figure(figure, {name!r}) first"
-            )
+            raise ValueError(f"metrics.figures.{name} is not saved: call save_figure(figure, {name!r}) first")
     path = folder / f"{notebook}.json"
     write_text(path, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a results file; ValueError with the file's name when it is not one, or of another schema."""
+    """Read a results file; ValueError with the file's name when it is not one, or has another schema."""
+    again = "run its notebook again"
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not a results file ({error}): run its notebook again") from None
+        raise ValueError(f"{path} is not a results file ({error}): {again}") from None
     missing = [key for key in KEYS if key not in result] if isinstance(result, dict) else list(KEYS)
     if missing:
-        raise ValueError(f"{path} is not a results file (no {', '.join(missing)}): run its notebook again")
+        raise ValueError(f"{path} is not a results file (no {', '.join(missing)}): {again}")
     if result["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {result['schema']}, not {SCHEMA}: run its notebook again")
+        raise ValueError(f"{path} has schema {result['schema']}, not {SCHEMA}: {again}")
     return result
 
 
 def comparable(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that two runs of one notebook on one machine must agree on: all but the timings and the commit."""
+    """What two runs of one notebook on one machine must agree on: everything but timings and commit."""
     kept = {key: value for key, value in result.items() if key != "timings"}
     kept["versions"] = {key: value for key, value in result["versions"].items() if key != "commit"}
     return kept
 
 
-def describe(*sets: ImageSet | SpeakerSet) -> dict[str, Any]:
-    """The `data` block of a results file for these image or clip sets, one entry per set and split."""
+def describe(*sets: DataSet) -> dict[str, Any]:
+    """The `data` block of a results file: one entry per set and split."""
     return {
         f"{item.name}/{item.split}": {
-            **_contents(item),
+            **item.counts,
             "synthetic": item.synthetic,
             "fingerprint": item.fingerprint,
         }
         for item in sets
-    }
-
-
-def _contents(item: Any) -> dict[str, Any]:
-    if hasattr(item, "images"):
-        return {"images": len(item), "size": list(item.images.shape[-2:]), "classes": len(item.classes)}
-    return {
-        "clips": len(item),
-        "frames": sum(clip.frames for clip in item.clips),
-        "streams": list(item.streams),
     }
 
 
@@ -121,9 +190,7 @@ def save_figure(
 ) -> Path:
     """Write a figure as PNG (150 dpi) and PDF (vectors) and return the PNG's path.
 
-    The files carry no date and no program name, so equal figures are equal bytes. They go to the folder `figures`
-    beside a folder called `results`, else inside `out`; out and profile are those of `save`. Give the name the
-    notebook's number in front ("04_objects_maps"): all notebooks share the folder.
+    The files carry no date and no program name: equal figures are equal bytes. out and profile as for `save`.
     """
     import matplotlib
 
@@ -138,25 +205,18 @@ def save_figure(
 
 def directory(profile: str, out: str | Path | None = None) -> Path:
     """Where results go: the argument, else SELIB_RESULTS, else `runs/<profile>/results`."""
-    if out is not None:
-        return Path(out)
-    return Path(os.environ.get("SELIB_RESULTS") or base() / "runs" / profile / "results")
+    return Path(out or os.environ.get("SELIB_RESULTS") or base() / "runs" / profile / "results")
 
 
 def figures_directory(results: Path) -> Path:
-    """Where the figures of that results folder lie."""
+    """Where figures go: the folder `figures` beside a folder called `results`, else inside it."""
     return results.parent / "figures" if results.name == "results" else results / "figures"
 
 
 def versions() -> dict[str, str | None]:
-    """Python, the packages that decide the numbers, and the commit of the checkout selib runs from, if any."""
-    return {
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "torchvision": version("torchvision"),
-        "selib": __version__,
-        "commit": commit(),
-    }
+    """Python, the packages that decide the numbers, and the commit of this checkout, if it is one."""
+    packages = {name: version(name) for name in ("torch", "torchvision")}
+    return {"python": platform.python_version(), **packages, "selib": __version__, "commit": commit()}
 
 
 def commit() -> str | None:
@@ -164,22 +224,18 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(describe, cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git
         return None
-    return done.stdout.strip() or None
 
 
 def machine(device: str) -> dict[str, Any]:
     """The processor's model and the cores this process may use, and the accelerator's model on one."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        models = [
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.+)$", info.read_text() if info.is_file() else "", re.MULTILINE)
+    cpu = model[1] if model else platform.processor() or platform.machine()
     found: dict[str, Any] = {"device": device, "cpu": cpu, "cores": cores()}
     if device.startswith("cuda"):
         import torch
@@ -205,6 +261,4 @@ def _plain(value: Any, key: str) -> Any:
         raise ValueError(f"{key} is {value}: results hold finite numbers only; use None for a missing one")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(
-        f"{key} is a {type(value).__name__}: results hold numbers, strings, lists and dictionaries"
-    )
+    raise TypeError(f"{key} is a {type(value).__name__}: results hold numbers, strings, lists and mappings")

@@ -10,9 +10,10 @@ PARAMETERS = "profile = None\nseed = 0\ndevice = 'auto'\ndata_root = None\nresul
 SAVE = """
 import os
 from studies import results
-results.save({name!r}, profile=profile, seed=seed, params=dict(level=level, results_dir=results_dir), data={{}},
-             metrics=dict(level=level, store=os.environ['SELIB_CHECKPOINTS'], findings=['level is %s' % level]), timings=dict(total=1.0), out=results_dir)
+run = results.Run({name!r}, profile, seed, results_dir=results_dir, level=level)
+run.keep(level=level, store=os.environ['SELIB_CHECKPOINTS'])
 print('level', level)
+run.save([f'level is {{level}}'])
 """
 
 

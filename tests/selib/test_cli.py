@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_notebooks
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from selib import attach_se
 from selib.cli import main
 from selib.train import save_checkpoint
-from studies import report, results
+from studies import results
 from studies.networks import build
-
-TABLE = {
-    "caption": "Localisation | energy < 1",
-    "columns": ["map", "energy", "n"],
-    "rows": [["influence", [0.4114, 0.4021, 0.4209], 318], ["a|b <i>", None, 20], ["noise", 0.00001, 7]],
-    "notes": ["Boxes under half the image."],
-}
-
-
-def finished(folder: Path, profile: str = "smoke", synthetic: bool = True, name: str = "00_good") -> Path:
-    """A run with one notebook's results: a table, a figure, findings."""
-    out = folder / "results"
-    figure = Figure(figsize=(1, 1))
-    figure.subplots().plot([0, 1])
-    results.save_figure(figure, f"{name}_map", out, profile=profile)
-    data = {"synth-objects/val": {"images": 32, "synthetic": synthetic, "fingerprint": "ab"}}
-    metrics = {
-        "findings": ["It works: **0.4**."],
-        "tables": {"main": TABLE},
-        "figures": {f"{name}_map": "A *map*."},
-    }
-    results.save(
-        name, profile=profile, seed=0, params={}, data=data, metrics=metrics, timings={"total": 75.0}, out=out
-    )
-    return folder
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -51,119 +24,6 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     assert len(said) == 1, said
     assert said[0].startswith("selib: error: ")
     return said[0].removeprefix("selib: error: ")
-
-
-def test_a_table_in_markdown_by_hand() -> None:
-    assert report.table(TABLE).splitlines() == [
-        "**Localisation \\| energy &lt; 1**",
-        "",
-        "| map | energy | n |",
-        "| --- | ---: | ---: |",
-        "| influence | 0.411 [0.402, 0.421] | 318 |",
-        "| a\\|b &lt;i> | – | 20 |",
-        "| noise | 1.0e-05 | 7 |",
-        "",
-        "*Boxes under half the image.*",
-    ]
-    assert report.table({**TABLE, "synthetic": True}).endswith(f"*{report.SYNTHETIC}*")
-    with pytest.raises(ValueError, match="'Localisation .*row 1 has 2 cells for 3 columns"):
-        report.table({**TABLE, "rows": [["influence", 1]]})
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0.000"), (-0.0123, "-0.012"), (12.345, "12.3"), (1234.5, "1234"), (3, "3"), (0.0004, "4.0e-04")],
-)
-def test_numbers(value: float, text: str) -> None:
-    assert report._number(value) == text
-
-
-def test_report_writes_two_pages_that_say_the_data_are_synthetic(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = finished(tmp_path / "runs" / "smoke")
-    tiny_notebooks.good(run, "00_good")
-    (run / "00_good.html").write_text("")
-    assert main(["report", "runs/smoke"]) == 0
-    assert capsys.readouterr().out.split() == ["runs/smoke/index.md", "runs/smoke/index.html"]
-    markdown, html = (run / "index.md").read_text(), (run / "index.html").read_text()
-    assert (
-        "## The 00_good" in markdown and "| 1 min 15 s |" in markdown and "32 images, synthetic" in markdown
-    )
-    assert report.SYNTHETIC in markdown and "![A *map*.](figures/00_good_map.png)" in markdown
-    assert (
-        '<a href="00_good.html">' in html
-        and 'src="data:image/png;base64,' in html
-        and ">0.411 [0.402, 0.421]</td>" in html
-    )
-    assert "<i>" not in html and not re.search(r"<script|<link|https?://", html)
-    finished(run, synthetic=False)
-    report.report(run)
-    assert report.SYNTHETIC not in (run / "index.md").read_text()
-
-
-def test_report_of_committed_results_needs_no_notebook(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "committed").mkdir()
-    finished(tmp_path / "run")
-    (tmp_path / "run" / "results").rename(tmp_path / "committed" / "full")
-    (tmp_path / "run" / "figures").rename(tmp_path / "committed" / "full" / "figures")
-    metrics = {"title": "Benchmark: speed", "findings": ["Fast."]}
-    results.save(
-        "speed",
-        profile="full",
-        seed=0,
-        params={},
-        data={},
-        metrics=metrics,
-        timings={"device": "cpu"},
-        out=tmp_path / "committed" / "full",
-    )
-    markdown, _ = report.report(tmp_path / "committed" / "full")
-    assert "## 00_good" in markdown.read_text() and "## Benchmark: speed\n\n- Fast." in markdown.read_text()
-
-
-def test_report_without_results_or_with_a_missing_figure_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert error(capsys).startswith(f"no results in {tmp_path}")
-    run = finished(tmp_path / "run")
-    (run / "figures" / "00_good_map.png").unlink()
-    assert main(["report", str(run)]) == 2
-    assert "00_good_map.png is missing: run its notebook again" in error(capsys)
-    assert not (run / "index.md").exists()
-
-
-def test_readme_blocks_are_filled_from_committed_results_and_checked(tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (finished(tmp_path / "run") / "results" / "00_good.json").rename(tmp_path / "full" / "00_good.json")
-    tiny_notebooks.good(tmp_path / "notebooks", "00_good")
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        "# Title\n\n<!-- table:00_good/main:full -->\nold\n<!-- /table -->\n\ntext\n\n<!-- notebooks -->\n<!-- /notebooks -->\nend\n"
-    )
-    places = (tmp_path, tmp_path / "notebooks")
-    with pytest.raises(ValueError, match="line 4 is stale"):
-        report.check_readme(readme, *places)
-    assert report.update_readme(readme, *places)
-    report.check_readme(readme, *places)
-    assert not report.update_readme(readme, *places)
-    text = readme.read_text()
-    assert text.startswith(
-        f"# Title\n\n<!-- table:00_good/main:full -->\n{report.table(TABLE)}\n\n*{report.SYNTHETIC}*\n<!-- /table -->"
-    )
-    row = "| [00_good](notebooks/00_good.ipynb) | The 00_good: What is the level? | 2 s | 1 min 30 s | 2 h 00 min |"
-    assert row in text.splitlines() and text.endswith("<!-- /notebooks -->\nend\n")
-    readme.write_text(text.replace("0.411", "0.511"))
-    with pytest.raises(ValueError, match=r"line 8 is stale.*0\.511.*should be.*0\.411"):
-        report.check_readme(readme, *places)
-    readme.write_text("<!-- table:00_good/other:full -->\n<!-- /table -->\n")
-    with pytest.raises(ValueError, match="00_good .full. has no table 'other'; it has main"):
-        report.update_readme(readme, *places)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Results files: what goes in comes back, what JSON cannot hold is refused by name, nothing is half written."""
+"""Results files: what goes in comes back, what JSON cannot hold is refused, nothing is half written."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_comparable_leaves_out_time_machine_commit_and_places(tmp_path: Path) ->
     two["versions"]["commit"] = "another"
     assert one != two
     assert results.comparable(one) == results.comparable(two)
-    assert one["params"] == {"level": 1}
+    assert one["params"] == {"level": 1, "precision": "float32"}
     assert (
         one["timings"]["total"] == 1.0 and one["timings"]["device"] == "cpu" and one["timings"]["cores"] >= 1
     )
@@ -166,29 +166,44 @@ def test_a_figure_that_is_listed_must_have_been_saved(tmp_path: Path) -> None:
 
 
 def test_describe_says_what_the_numbers_were_made_on() -> None:
-    images = SimpleNamespace(shape=(5, 3, 32, 48))
-
-    class Five(SimpleNamespace):
-        def __len__(self) -> int:
-            return 5
-
-    item = Five(
-        name="synth-objects",
-        split="val",
-        images=images,
-        classes=["a", "b"],
-        synthetic=True,
-        fingerprint="ab12",
+    counts = {"images": 5, "size": [32, 48], "classes": 2}
+    item = SimpleNamespace(
+        name="synth-objects", split="val", counts=counts, synthetic=True, fingerprint="ab12"
     )
-    assert results.describe(item) == {  # type: ignore[arg-type]
-        "synth-objects/val": {
-            "images": 5,
-            "size": [32, 48],
-            "classes": 2,
-            "synthetic": True,
-            "fingerprint": "ab12",
-        }
+    assert results.describe(item) == {
+        "synth-objects/val": {**counts, "synthetic": True, "fingerprint": "ab12"}
     }
+
+
+def test_a_run_keeps_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    displayed: list[object] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    run = results.Run("04_x", "smoke", 3, results_dir=tmp_path / "results", level=1, device="cpu")
+    assert run.sizes is profiles.profile("smoke")
+    run.show(Figure(figsize=(1, 1)), "maps", "Two maps.")
+    spec = {"caption": "Accuracy", "columns": ["data", "accuracy"], "rows": [["cifar10", 0.5]]}
+    run.table("accuracy", spec)
+    run.keep(accuracy=np.float32(0.5))
+    run.timings["fit"] = 2.0
+    item = SimpleNamespace(name="d", split="val", counts={"images": 5}, synthetic=True, fingerprint="ab12")
+    run.save(["It works."], data=[item])
+
+    picture, table, findings = displayed
+    assert picture.data[:4] == b"\x89PNG"
+    assert table.data.startswith("**Accuracy**\n\n| data | accuracy |")
+    assert findings.data == "- It works."
+    assert (tmp_path / "figures" / "04_x_maps.pdf").is_file()
+    result = results.load(tmp_path / "results" / "04_x.json")
+    assert (result["profile"], result["seed"]) == ("smoke", 3)
+    assert result["params"] == {"level": 1, "precision": "float32"}
+    assert result["data"]["d/val"]["images"] == 5
+    assert result["metrics"] == {
+        "findings": ["It works."],
+        "tables": {"accuracy": spec},
+        "figures": {"04_x_maps": "Two maps."},
+        "accuracy": 0.5,
+    }
+    assert result["timings"]["total"] > 0 and result["timings"]["fit"] == 2.0
 
 
 def test_profiles_by_name_environment_and_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import tiny_notebooks
+from matplotlib.figure import Figure
 
-from studies import results
+from studies import notebooks, results
 from studies import run as study
-from studies.data import data_root
 
 STALL = "import time\ntime.sleep(60)"
 FAILING = "level = 2\nraise ValueError('a long story\\n  the point')"
@@ -24,13 +24,16 @@ FAILING = "level = 2\nraise ValueError('a long story\\n  the point')"
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[study.Outcome]]:
-    """Three notebooks run once: one that passes, one that fails after saving results, one that hangs."""
+    """Five notebooks run once: one passes, the others fail, hang, save nothing, or kill their kernel."""
     root = tmp_path_factory.mktemp("study {with braces}")
-    notebooks = root / "notebooks"
-    tiny_notebooks.good(notebooks, "00_good")
-    tiny_notebooks.write(notebooks, "01_bad", tiny_notebooks.SAVE.format(name="01_bad"), FAILING)
-    tiny_notebooks.write(notebooks, "02_stall", "x = 1", STALL)
-    return root, study.run(profile="smoke", out=root / "run", notebooks=notebooks, timeout=4, jobs=2)
+    folder = root / "notebooks"
+    tiny_notebooks.good(folder, "00_good")
+    tiny_notebooks.write(folder, "01_bad", tiny_notebooks.SAVE.format(name="01_bad"), FAILING)
+    tiny_notebooks.write(folder, "02_stall", "x = 1", STALL)
+    tiny_notebooks.write(folder, "03_silent", "x = 1")
+    tiny_notebooks.write(folder, "04_dead", "import os\nos._exit(3)")
+    places = {"data": root / "data", "out": root / "run", "folder": folder}
+    return root, study.run(profile="smoke", timeout=4, jobs=2, **places)
 
 
 def test_outcomes_name_the_cell_and_the_last_line_of_the_error(ran: tuple[Path, list[study.Outcome]]) -> None:
@@ -39,9 +42,13 @@ def test_outcomes_name_the_cell_and_the_last_line_of_the_error(ran: tuple[Path, 
         ("00_good", "done"),
         ("01_bad", "failed"),
         ("02_stall", "failed"),
+        ("03_silent", "failed"),
+        ("04_dead", "failed"),
     ]
     assert outcomes[1].error == "cell 4 (level = 2): ValueError: the point"
     assert outcomes[2].error == "cell 4 (import time): ran into its limit of 4 s"
+    assert outcomes[3].error == "wrote no results/03_silent.json: a notebook ends with run.save(…)"
+    assert outcomes[4].error.startswith("its process ended with code ") and "died" in outcomes[4].error
 
 
 def test_only_what_ran_to_its_end_is_kept(ran: tuple[Path, list[study.Outcome]]) -> None:
@@ -53,6 +60,8 @@ def test_only_what_ran_to_its_end_is_kept(ran: tuple[Path, list[study.Outcome]])
         "00_good.ipynb",
         "01_bad.failed.ipynb",
         "02_stall.failed.ipynb",
+        "03_silent.failed.ipynb",
+        "04_dead.failed.ipynb",
         "results/00_good.json",
     ]
     assert all(not path.name.startswith(".") for path in (ran[0] / "run").iterdir())
@@ -62,30 +71,31 @@ def test_the_notebook_is_given_profile_data_and_results_and_runs_beside_its_sour
     ran: tuple[Path, list[study.Outcome]],
 ) -> None:
     result = results.load(ran[0] / "run" / "results" / "00_good.json")
-    assert (result["profile"], result["params"], result["metrics"]["level"]) == ("smoke", {"level": 1}, 1)
+    assert (result["profile"], result["metrics"]["level"]) == ("smoke", 1)
+    assert result["params"] == {"level": 1, "precision": "float32"}
     assert result["metrics"]["store"] == str(ran[0] / "run" / "checkpoints")
     executed = nbformat.read(ran[0] / "run" / "00_good.ipynb", as_version=4)
     injected = next(cell for cell in executed.cells if "injected-parameters" in cell.metadata.tags)
-    assert (
-        f'data_root = "{data_root().resolve()}"' in injected.source
-    )  # `make test` names a folder in the environment
+    assert f'data_root = "{ran[0] / "data"}"' in injected.source
     assert "level 1" in (ran[0] / "run" / "00_good.html").read_text()
 
 
 def test_resume_skips_the_same_and_runs_again_what_changed(ran: tuple[Path, list[study.Outcome]]) -> None:
     root = ran[0]
-    again = {"profile": "smoke", "out": root / "run", "notebooks": root / "notebooks", "resume": True}
+    again = {"profile": "smoke", "resume": True}
+    again |= {"data": root / "data", "out": root / "run", "folder": root / "notebooks"}
     assert study.run(["00"], **again) == [study.Outcome("00_good", "skipped", 0.0)]
     (outcome,) = study.run(["00_good"], parameters={"level": 5}, **again)
     assert outcome.status == "done"
     assert results.load(root / "run" / "results" / "00_good.json")["metrics"]["level"] == 5
-    path = root / "notebooks" / "00_good.ipynb"
-    digest = study._digest(path, {"level": 5}, study.find_profile("smoke"))
+
+    path, given = root / "notebooks" / "00_good.ipynb", {"profile": "smoke", "level": 5}
+    given["data_root"] = str(root / "data")
+    assert study._is_done(path, root / "run", given)
+    assert not study._is_done(path, root / "run", {**given, "level": 6})
+    assert not study._is_done(path, root / "run", {**given, "profile": "full"})
     path.write_text(path.read_text().replace("print(", "print( "))
-    assert study._digest(path, {"level": 5}, study.find_profile("smoke")) != digest
-    assert study._digest(path, {"level": 5}, study.find_profile("full")) != study._digest(
-        path, {"level": 5}, study.find_profile("smoke")
-    )
+    assert not study._is_done(path, root / "run", given)
 
 
 def test_an_interrupt_ends_the_kernel_and_leaves_nothing(tmp_path: Path) -> None:
@@ -95,7 +105,7 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing(tmp_path: Path) -> None
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\n{STALL}",
     )
     command = [sys.executable, "-m", "selib", "run", "--profile", "smoke"]
-    # A shell starts background jobs with SIGINT ignored, and children inherit that: the runner must get it as from a terminal.
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: undo it
     restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     runner = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=restore)  # noqa: PLW1509
     while runner.poll() is None and not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
@@ -121,14 +131,14 @@ def test_a_cell_that_took_its_whole_limit_fails_even_if_it_passed() -> None:
         cells=[nbformat.v4.new_code_cell("# wait\nx.wait()"), nbformat.v4.new_markdown_cell("")]
     )
     notebook.cells[0].metadata["papermill"] = {"duration": 4.0}
-    assert study.stalled(notebook, 4) == "cell 1 (x.wait()): ran into its limit of 4 s"
-    assert study.stalled(notebook, 5) == ""
+    assert study.failure(notebook, 4) == "cell 1 (x.wait()): ran into its limit of 4 s"
+    assert study.failure(notebook, 5) == ""
 
 
 def test_bad_input_is_refused_before_anything_starts(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     tiny_notebooks.good(folder, "00_good")
-    common = {"notebooks": folder, "out": tmp_path / "run"}
+    common = {"folder": folder, "out": tmp_path / "run"}
     with pytest.raises(ValueError, match="unknown notebook '07_cost': choose from 00_good"):
         study.run(["07_cost"], **common)
     with pytest.raises(ValueError, match="unknown profile 'fast'"):
@@ -143,7 +153,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="jobs is 0"):
         study.run(jobs=0, **common)
     with pytest.raises(FileNotFoundError, match="no notebooks in .*root of the repository"):
-        study.run(notebooks=tmp_path / "nowhere", out=tmp_path / "run")
+        study.run(folder=tmp_path / "nowhere", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -151,8 +161,8 @@ def test_find_takes_names_numbers_and_files_in_the_order_given(tmp_path: Path) -
     for name in ("00_a", "01_b", "04_c"):
         tiny_notebooks.good(tmp_path, name)
     (tmp_path / "draft.ipynb").write_text("")
-    assert [path.stem for path in study.find((), tmp_path)] == ["00_a", "01_b", "04_c"]
-    assert [path.stem for path in study.find(["04", "notebooks/00_a.ipynb", "04_c"], tmp_path)] == [
+    assert [path.stem for path in notebooks.find((), tmp_path)] == ["00_a", "01_b", "04_c"]
+    assert [path.stem for path in notebooks.find(["04", "notebooks/00_a.ipynb", "04_c"], tmp_path)] == [
         "04_c",
         "00_a",
     ]
@@ -185,21 +195,14 @@ def test_a_parameter_without_key_and_value_is_refused(text: str) -> None:
 
 
 def test_first_cell(tmp_path: Path) -> None:
-    cell = study.first_cell(tiny_notebooks.good(tmp_path, "00_a"))
-    assert cell == study.FirstCell(
+    cell = notebooks.first_cell(tiny_notebooks.good(tmp_path, "00_a"))
+    assert cell == notebooks.FirstCell(
         "The 00_a", "What is the level?", {"smoke": 2, "standard": 90, "full": 7200}
     )
     with pytest.raises(ValueError, match="01_b.ipynb: the first cell must hold"):
         path = tiny_notebooks.good(tmp_path, "01_b")
         path.write_text(path.read_text().replace("**Run time**", "Run time"))
-        study.first_cell(path)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")]
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert study.clock(seconds) == text
+        notebooks.first_cell(path)
 
 
 def executed(folder: Path, name: str = "00_a") -> nbformat.NotebookNode:
@@ -240,49 +243,38 @@ def executed(folder: Path, name: str = "00_a") -> nbformat.NotebookNode:
 def test_clean_leaves_what_a_reader_wants(tmp_path: Path) -> None:
     tiny_notebooks.good(tmp_path, "00_a")
     notebook = executed(tmp_path)
-    cleaned = study.clean(notebook)
+    cleaned = notebooks.clean(notebook)
     assert set(cleaned.metadata) == {"kernelspec", "language_info"}
-    assert [cell.cell_type for cell in cleaned.cells] == ["markdown", "code", "code"]
     assert [dict(cell.metadata) for cell in cleaned.cells] == [
         {},
         {"tags": ["parameters"]},
+        {"tags": ["injected-parameters"]},
         {"tags": ["nbval-check-output"]},
     ]
-    kinds = [output.output_type for output in cleaned.cells[2].outputs]
-    assert kinds == ["stream", "display_data", "execute_result"]
-    assert cleaned.cells[2].outputs[1].data == {
-        "text/plain": "Explorer()",
-        "image/png": "AAAA",
-    }  # its still picture
-    assert cleaned.cells[2].outputs[0].text == "level 1\n"
-    assert cleaned.cells[2].execution_count == cleaned.cells[2].outputs[2].execution_count == 2
-    assert len(notebook.cells) == 4, "the argument is left as it is"
+    stream, explorer, value = cleaned.cells[3].outputs
+    assert stream.text == "level 1\n"
+    assert explorer.data == {"text/plain": "Explorer()", "image/png": "AAAA"}  # its still picture
+    assert cleaned.cells[3].execution_count == value.execution_count == 3
+    assert len(notebook.cells[3].outputs) == 5, "the argument is left as it is"
 
 
 def test_publish_commits_notebook_results_and_figures(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    notebooks, run = tmp_path / "notebooks", tmp_path / "run"
-    path = tiny_notebooks.good(notebooks, "00_a")
-    common = {"seed": 0, "params": {}, "data": {}, "timings": {}, "out": run / "results"}
-    results.save_figure(Figure(figsize=(1, 1)), "00_a_map", run / "results")
-    results.save("00_a", profile="standard", metrics={"figures": {"00_a_map": "A map."}}, **common)
-    nbformat.write(executed(notebooks), run / "00_a.ipynb")
-    study.publish(run, notebooks, tmp_path / "results")
-    assert "level 1" in path.read_text() and "papermill" not in path.read_text()
+    folder, run = tmp_path / "notebooks", tmp_path / "run"
+    path = tiny_notebooks.good(folder, "00_a")
+    finding = results.Run("00_a", "standard", 0, results_dir=run / "results")
+    finding.show(Figure(figsize=(1, 1)), "map", "A map.")
+    finding.save([])
+    nbformat.write(executed(folder), run / "00_a.ipynb")
+    notebooks.publish(run, folder, tmp_path / "results")
+    text = path.read_text()
+    assert "level 1" in text and "papermill" not in text and "injected" not in text
     files = sorted(
         file.relative_to(tmp_path / "results").as_posix() for file in (tmp_path / "results").rglob("*.*")
     )
     assert files == ["standard/00_a.json", "standard/figures/00_a_map.pdf", "standard/figures/00_a_map.png"]
 
-    shown = executed(notebooks)
-    shown.cells[3].outputs[0] = nbformat.v4.new_output("stream", name="stdout", text=f"saved {run}/results")
-    nbformat.write(shown, run / "00_a.ipynb")
-    with pytest.raises(ValueError, match=r"00_a\.ipynb: cell 3 shows a path of this machine"):
-        study.publish(run, notebooks, tmp_path / "results")
-
-    tiny_notebooks.write(notebooks, "00_a", "print('edited')")
+    tiny_notebooks.write(folder, "00_a", "print('edited')")
     with pytest.raises(ValueError, match=r"00_a\.ipynb has been edited since it ran"):
-        study.publish(run, notebooks, tmp_path / "results")
+        notebooks.publish(run, folder, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="no results in"):
-        study.publish(tmp_path / "nowhere")
+        notebooks.publish(tmp_path / "nowhere")
