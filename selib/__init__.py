@@ -12,55 +12,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selib import baselines, heatmap, metrics, plot, widgets
-    from selib.attach import attach_se, detach_se
-    from selib.explanation import Explanation, Modalities, SEExplainer, Streams, explain, native_se
-    from selib.gates import (
-        FeatureCache,
-        GateReport,
-        StreamsGateReport,
-        cache_features,
-        channel_test,
-        fit_gates,
-    )
+    from selib import baselines, files, heatmap, metrics, plot, video, widgets
+    from selib.attach import attach_se, describe, detach_se
+    from selib.checkpoint import load_checkpoint, load_weights, save_checkpoint
+    from selib.explanation import Explanation, SEExplainer, explain
+    from selib.features import FeatureCache, cache_features, channel_test
+    from selib.gates import GateReport, fit_gates
+    from selib.modalities import Modalities
+    from selib.native import native_se
     from selib.se import SEBlock, TargetSEBlock
     from selib.select import All, Channels, NormalQuantile, Threshold, TopFraction, TopK
-    from selib.train import (
-        attribute_scores,
-        evaluate,
-        fit,
-        load_checkpoint,
-        load_weights,
-        predict,
-        save_checkpoint,
-    )
-    from studies import data
+    from selib.stream_gates import StreamGateReport, fit_stream_gates
+    from selib.train import attribute_scores, evaluate, fit, predict
 
-# Loaded on first use: `selib --help` need not wait for PyTorch.
+# Loaded on first use: `import selib` and `selib --help` need not wait for PyTorch.
 _WHERE = {
-    "attach": ("attach_se", "detach_se"),
-    "explanation": ("Explanation", "Modalities", "SEExplainer", "Streams", "explain", "native_se"),
-    "gates": (
-        "FeatureCache",
-        "GateReport",
-        "StreamsGateReport",
-        "cache_features",
-        "channel_test",
-        "fit_gates",
-    ),
+    "attach": ("attach_se", "describe", "detach_se"),
+    "checkpoint": ("load_checkpoint", "load_weights", "save_checkpoint"),
+    "explanation": ("Explanation", "SEExplainer", "explain"),
+    "features": ("FeatureCache", "cache_features", "channel_test"),
+    "gates": ("GateReport", "fit_gates"),
+    "modalities": ("Modalities",),
+    "native": ("native_se",),
     "se": ("SEBlock", "TargetSEBlock"),
     "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
-    "train": (
-        "attribute_scores",
-        "evaluate",
-        "fit",
-        "load_checkpoint",
-        "load_weights",
-        "predict",
-        "save_checkpoint",
-    ),
+    "stream_gates": ("StreamGateReport", "fit_stream_gates"),
+    "train": ("attribute_scores", "evaluate", "fit", "predict"),
 }
-_MODULES = ("baselines", "data", "heatmap", "metrics", "plot", "widgets")
+_MODULES = ("baselines", "files", "heatmap", "metrics", "plot", "video", "widgets")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -73,8 +52,7 @@ __all__ = [
     "NormalQuantile",
     "SEBlock",
     "SEExplainer",
-    "Streams",
-    "StreamsGateReport",
+    "StreamGateReport",
     "TargetSEBlock",
     "Threshold",
     "TopFraction",
@@ -84,12 +62,14 @@ __all__ = [
     "baselines",
     "cache_features",
     "channel_test",
-    "data",
+    "describe",
     "detach_se",
     "evaluate",
     "explain",
+    "files",
     "fit",
     "fit_gates",
+    "fit_stream_gates",
     "heatmap",
     "load_checkpoint",
     "load_weights",
@@ -98,6 +78,7 @@ __all__ = [
     "plot",
     "predict",
     "save_checkpoint",
+    "video",
     "widgets",
 ]
 __version__ = "0.1.0"

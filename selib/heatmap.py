@@ -31,6 +31,31 @@ def at_maxima(features: Tensor, time: int | None = None) -> Tensor:
     return at * tops.abs() / at.sum(axes, keepdim=True)
 
 
+def spread(maps: Tensor, influence: Tensor, time: int | None) -> Tensor:
+    """Spread each frame's influence over that frame of the channels' maps.
+
+    Args:
+        maps: (B, C, *space), none negative.
+        influence: (B, C, T); interpolated to the frames of the maps, averaged where they have no time axis.
+        time: the axis of ``space`` that is time.
+
+    Returns:
+        (B, *space), whose mean over the other axes is, frame by frame, the sum of the influence of the channels
+        that are not zero there.
+    """
+    if time is None:
+        maps, influence = maps[:, :, None], influence.mean(2, keepdim=True)
+    else:
+        maps = maps.movedim(2 + time, 2)
+        if influence.shape[2] != maps.shape[2]:
+            influence = F.interpolate(influence, maps.shape[2], mode="linear", align_corners=False)
+    flat = maps.flatten(3) if maps.ndim > 3 else maps[..., None]
+    mean = flat.mean(3)
+    weights = influence / mean.where(mean > 0, torch.ones_like(mean))
+    found = torch.einsum("bct,bctp->btp", weights, flat).reshape(len(maps), *maps.shape[2:])
+    return found[:, 0] if time is None else found.movedim(1, 1 + time)
+
+
 def normalize(maps: Tensor) -> Tensor:
     """Scale each sample's map (B, *space) to [0, 1] by its minimum and maximum; a constant map becomes zeros.
 
@@ -97,3 +122,51 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         down, across = (_bicubic(n, m).to(x.device) for n, m in zip(maps.shape[2:], size[1:], strict=True))
         x = down @ x @ across.T
     return x.clamp_(low, high)
+
+
+# ---- the axes of maps and inputs ----
+
+
+def time_axis(space: Sequence[int], frames: int) -> int | None:
+    """Which axis of a map's *space is time, where the model answers once for each of ``frames`` frames.
+
+    The first of three axes, the only one of one; None of none. Of two (a spectrogram) the one of T moments, or
+    of a multiple or fraction of T; the last where both are, as torchaudio lays them out.
+    """
+    if len(space) != 2:
+        return 0 if space else None
+    for fits in (lambda n: n == frames, lambda n: at_rate_of(n, frames)):
+        found = [axis for axis in (0, 1) if fits(space[axis])]
+        if found:
+            return found[-1]
+    return None
+
+
+def at_rate_of(n: int, frames: int) -> bool:
+    """Whether n moments can be those of so many frames, at a multiple or fraction of their rate."""
+    return n > 1 and (n % frames == 0 or frames % n == 0)
+
+
+def input_space(
+    shape: Sequence[int], axes: int, frames: int | None = None, time: int | None = None
+) -> tuple[int, ...] | None:
+    """The *space of an input of this shape that a map with so many spatial axes shows, or None.
+
+    Args:
+        frames, time: T and the axis of time, of a model that answers once a frame.
+    """
+    clip = len(shape) == 4 and axes == 3  # (B, T, H, W)
+    if frames is None:
+        space = tuple(shape[1:] if clip or len(shape) == 2 else shape[2:])
+    elif axes == 1:
+        space = (frames,)
+    elif axes == 2 and len(shape) == 3:  # (B, moments, coefficients), shown as the map has them
+        moments_first = time_axis(shape[1:], frames) == time
+        space = tuple(shape[1:] if moments_first else shape[:0:-1])
+    elif len(shape) == 5 and shape[1] == frames != shape[2]:  # (B, T, C, H, W)
+        space = (shape[1], *shape[3:])
+    elif len(shape) == 4 and (axes == 3) != (shape[1] % frames == 0):
+        return None  # an image, or a clip to a map that is none
+    else:
+        space = tuple(shape[1:] if clip else shape[2:])
+    return space if len(space) == axes > 0 else None

@@ -1,6 +1,6 @@
 """The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al. (2024).
 
-One block for all targets, :class:`SEBlock`, or one block for each, :class:`TargetSEBlock`.
+:class:`SEBlock` has one SE vector for all classes, :class:`TargetSEBlock` one for each.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ Start = Literal["identity", "paper"]
 
 
 def channels_first(x: Tensor, layout: Layout, prefix: int = 0) -> Tensor:
-    """View of a feature map as (B, C, *space).
-
-    Args:
-        x: (B, C, *space) or (B, *space, C), as ``layout`` says.
-        prefix: number of leading tokens that are no positions (a class token); dropped from a (B, N, C) map.
-    """
+    """View a feature map as (B, C, *space), without the ``prefix`` leading tokens that are no positions."""
     if layout == "BC*":
         return x
     return x[:, prefix:].movedim(-1, 1) if prefix else x.movedim(-1, 1)
@@ -40,23 +35,20 @@ def scaled(x: Tensor, gates: Tensor, gain: float, layout: Layout) -> Tensor:
 class SEBlock(nn.Module):
     """Squeeze, excite, scale: s = σ(W₂ ReLU(W₁ mean(F))), F' = g·s·F.
 
-    The gates ``s`` are the SE vector of the paper. With ``start="identity"`` W₂ and its bias are zero, so s = ½ everywhere,
-    and g = 2: the block multiplies by exactly 1 until it is trained. With ``start="paper"`` the weights have PyTorch's usual
-    start and g = 1, which is the block as published.
+    The gates ``s`` are the SE vector of the paper. With ``start="identity"`` W₂ and its bias are zero, so
+    s = ½, and the gain g is 2: the block changes nothing until it is trained. With ``start="paper"`` the
+    weights start as PyTorch's layers do and g = 1, the block as published.
 
-    The children ``features`` and ``vector`` are identities that see F and s, so that any hook-based tool can read the map before the
-    gates, and the gates.
+    The children ``features`` and ``vector`` are identities through which F and s pass, for hooks.
 
     Args:
         channels: C.
-        reduction: r, the bottleneck has max(1, C // r) units.
+        reduction: r; the bottleneck has max(1, C // r) units.
         start: see above.
-        layout: ``"BC*"`` for (B, C, *space), ``"B*C"`` for (B, *space, C); *space may be empty, 1-D, 2-D or 3-D.
-        prefix: leading tokens of a (B, N, C) map that are no positions (1 for a class token). They are gated, since the
-            classifier may read them, but neither squeezed nor shown.
-        grid: the spatial shape behind a flat token axis, for heatmaps; ``None`` when the map has its own.
-        pool: ``"sample"`` squeezes each sample by itself. ``"batch"`` shares one SE vector over the batch, as the code of
-            BIAS (arXiv 2412.05150) does: a sample's output then depends on its neighbours. For exact reproduction only.
+        layout: see :data:`Layout`; *space may be empty, 1-D, 2-D or 3-D.
+        prefix: leading tokens of a (B, N, C) map that are no positions (1 for a class token). They are gated,
+            since the classifier may read them, but neither squeezed nor shown.
+        grid: the spatial shape of the tokens of a (B, N, C) map; ``None`` when the map has its own.
     """
 
     def __init__(
@@ -68,7 +60,6 @@ class SEBlock(nn.Module):
         layout: Layout = "BC*",
         prefix: int = 0,
         grid: tuple[int, ...] | None = None,
-        pool: Literal["sample", "batch"] = "sample",
     ) -> None:
         super().__init__()
         if channels < 1 or reduction < 1:
@@ -77,25 +68,24 @@ class SEBlock(nn.Module):
             )
         if layout not in ("BC*", "B*C"):
             raise ValueError(f'layout={layout!r} is unknown: use "BC*" or "B*C"')
-        if pool not in ("sample", "batch"):
-            raise ValueError(f'pool={pool!r} is unknown: use "sample" or "batch"')
         self.channels = channels
         self.layout: Layout = layout
         self.prefix = prefix
         self.grid = grid
-        self.pool = pool
-        self.site = ""  # the module whose output is gated, and the stream it stands for; set by attach_se
-        self.stream = ""
-        self.frames = False  # whether the model answers once a frame; set by attach_se
+        # Set by attach_se: the module whose output is gated, its stream, whether the model answers once a
+        # frame, and the module whose output shows the grid of another input.
+        self.site = self.stream = self.grid_from = ""
+        self.frames = False
         self.features, self.vector = nn.Identity(), nn.Identity()
         self.bottleneck = max(1, channels // reduction)
         self.fc1 = nn.Linear(channels, self.bottleneck)
         self.fc2: nn.Linear | Stacked = nn.Linear(self.bottleneck, channels)
         self._override: Tensor | Callable[[Tensor], Tensor] | None = None
+        self.register_load_state_dict_pre_hook(_keep_own_weights)
         self.restart(start)
 
-    def restart(self, start: Start, *, bias: float = 0.0) -> None:
-        """Initialise the weights anew. ``bias`` is the start of the last bias: a positive one opens the gates."""
+    def restart(self, start: Start) -> None:
+        """Initialise the weights anew."""
         if start not in ("identity", "paper"):
             raise ValueError(f'start={start!r} is unknown: use "identity" or "paper"')
         self.gain = 2.0 if start == "identity" else 1.0
@@ -104,14 +94,11 @@ class SEBlock(nn.Module):
         if start == "identity":
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
-        elif bias:
-            nn.init.constant_(self.fc2.bias, bias)
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """z = mean over the positions of F: the feature map as the block gets it -> (B, C)."""
+        """z = mean of F over its positions: F in its own layout -> (B, C)."""
         z = channels_first(x, self.layout, self.prefix)
-        z = z.flatten(2).mean(2) if z.ndim > 2 else z
-        return z.mean(0, keepdim=True).expand_as(z) if self.pool == "batch" else z
+        return z.flatten(2).mean(2) if z.ndim > 2 else z
 
     def excite(self, z: Tensor) -> Tensor:
         """s = σ(W₂ ReLU(W₁ z)): (B, C) -> gates (B, C) in (0, 1), always computed in float32."""
@@ -120,25 +107,25 @@ class SEBlock(nn.Module):
             return torch.sigmoid(self.fc2(torch.relu(self.fc1(z))))
 
     def gates(self, x: Tensor) -> Tensor:
-        """The SE vector (B, C) of a feature map, or what ``override`` put in its place."""
+        """The SE vector (B, C) of a feature map, or what :meth:`override` puts in its place."""
         gates = self.excite(self.squeeze(x))
         if self._override is None:
             return gates
-        return (
-            self._override(gates) if callable(self._override) else self._override.to(gates).expand_as(gates)
-        )
+        if callable(self._override):
+            return self._override(gates)
+        return self._override.to(gates).expand_as(gates)
 
     def scale(self, x: Tensor, gates: Tensor) -> Tensor:
         """F' = g·s·F for gates (B, C); keeps the dtype of ``x``."""
         return scaled(x, gates, self.gain, self.layout)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """The feature map as ``features`` shows it to hooks."""
-        channel_axis = 1 if self.layout == "BC*" else -1
-        if x.shape[channel_axis] != self.channels:
+        """The feature map, once its channels are checked, as ``features`` shows it to hooks."""
+        axis = 1 if self.layout == "BC*" else -1
+        if x.shape[axis] != self.channels:
             raise ValueError(
-                f"the SE block has {self.channels} channels, but the feature map {tuple(x.shape)} has {x.shape[channel_axis]} "
-                f"on axis {channel_axis}: attach it again with an example of the right shape"
+                f"the SE block has {self.channels} channels, but the feature map {tuple(x.shape)} has "
+                f"{x.shape[axis]} on axis {axis}: attach it again with an example of the right shape"
             )
         return self.features(x)
 
@@ -151,8 +138,8 @@ class SEBlock(nn.Module):
         """Replace the SE vector within a ``with`` block.
 
         Args:
-            gates: a tensor that broadcasts to the shape of the gates, or a function from the block's own gates to new ones, for
-                example ``lambda s: s * selib.TopFraction(0.1).mask(s)`` to keep the top decile only.
+            gates: a tensor that broadcasts to the shape of the gates, or a function of the block's own gates,
+                for example ``lambda s: s * selib.TopFraction(0.1).mask(s)`` to keep the top decile only.
         """
         before, self._override = self._override, gates
         try:
@@ -160,22 +147,15 @@ class SEBlock(nn.Module):
         finally:
             self._override = before
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # A checkpoint of the bare model has no keys of this block: it loads strictly, and the block keeps its weights.
-        own = {
-            f"{prefix}fc{i}.{kind}": getattr(self, f"fc{i}").get_parameter(kind)
-            for i in (1, 2)
-            for kind in ("weight", "bias")
-        }
-        if not any(key in state_dict for key in own):
-            for key, value in own.items():
-                state_dict[key] = value.detach()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def extra_repr(self) -> str:
         return f"channels={self.channels}, layout={self.layout!r}, gain={self.gain:g}"
+
+
+def _keep_own_weights(block: SEBlock, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    # A checkpoint of the bare model has no keys of this block: it loads, and the block keeps its weights.
+    own = {prefix + name: parameter.detach() for name, parameter in block.named_parameters()}
+    if not any(key in state for key in own):
+        state.update(own)
 
 
 class Stacked(nn.Module):
@@ -184,9 +164,8 @@ class Stacked(nn.Module):
     def __init__(self, count: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, outputs, inputs))
-        self.bias = nn.Parameter(
-            torch.empty(count * outputs)
-        )  # flat: optimizers know what must not decay by its one axis
+        # Flat: optimizers tell by its single axis that it must not decay.
+        self.bias = nn.Parameter(torch.empty(count * outputs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -200,15 +179,15 @@ class Stacked(nn.Module):
 
 
 class TargetSEBlock(SEBlock):
-    """One SE block for each of K targets, side by side, before a head that is global average pooling and one linear layer.
+    """An SE block for each of K targets, before a head that is global average pooling and a linear layer.
 
         s_k = σ(W₂_k ReLU(W₁_k z)),    y_k = Σ_c w[k,c]·g·s[k,c]·z[c] + b_k,    z = mean(F)
 
-    A map cannot be scaled in K ways at once, so F passes unchanged and the gates act where its mean meets the weights of the
-    linear layer: on each target's logit by itself. The gates are (B, K, C); no target's depend on another's weights.
+    A map cannot be scaled in K ways at once, so F passes unchanged, and the gates (B, K, C) act where its
+    mean meets the weights of the linear layer: on each target's logit by itself.
 
     Args:
-        channels, reduction, start, layout, grid, pool: see :class:`SEBlock`; every target has a bottleneck of its own.
+        channels, reduction, start, layout, grid: see :class:`SEBlock`; every target has a bottleneck of its own.
         targets: K.
         rectifies: the head reads the mean of ReLU(F), and so does the squeeze (DenseNet).
     """
@@ -222,12 +201,11 @@ class TargetSEBlock(SEBlock):
         start: Start = "identity",
         layout: Layout = "BC*",
         grid: tuple[int, ...] | None = None,
-        pool: Literal["sample", "batch"] = "sample",
         rectifies: bool = False,
     ) -> None:
         if targets < 1:
             raise ValueError(f"targets must be at least 1, got targets={targets}")
-        super().__init__(channels, reduction, start=start, layout=layout, grid=grid, pool=pool)
+        super().__init__(channels, reduction, start=start, layout=layout, grid=grid)
         self.targets = targets
         self.rectifies = rectifies
         self.fc1 = nn.Linear(channels, targets * self.bottleneck)
@@ -235,11 +213,11 @@ class TargetSEBlock(SEBlock):
         self.restart(start)
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """z: the feature map, or its mean as the linear layer reads it -> (B, C)."""
+        """z: the map, or its mean as the linear layer reads it -> (B, C)."""
         return super().squeeze(x.relu() if self.rectifies else x)
 
     def excite(self, z: Tensor) -> Tensor:
-        """s_k = σ(W₂_k ReLU(W₁_k z)) of every target: (B, C) -> gates (B, K, C) in (0, 1), always computed in float32."""
+        """s_k = σ(W₂_k ReLU(W₁_k z)): (B, C) -> gates (B, K, C) in (0, 1), always computed in float32."""
         with torch.autocast(z.device.type, enabled=False):
             hidden = torch.relu(self.fc1(z.to(self.fc1.weight.dtype)))
             return torch.sigmoid(self.fc2(hidden.unflatten(1, (self.targets, self.bottleneck))))
@@ -253,7 +231,7 @@ class TargetSEBlock(SEBlock):
         return self._seen(x).clone()  # what follows may work in place, and F is still to be shown
 
     def logits(self, layer: nn.Linear, z: Tensor, output: Tensor) -> Tensor:
-        """y (B, K) from z (B, C) and what the linear layer makes of it; a dropout before the layer has acted on z.
+        """y (B, K) from z (B, C) and what the linear layer makes of it.
 
         The difference to the gated logits is added, so that scales of 1 leave the output as it is, bit for bit.
         """

@@ -19,7 +19,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vgg import VGG, make_layers
 from torchvision.models.video import resnet as video
 
-from selib.attach import attach_se, call, logits_of
+from selib.attach import attach_se
+from selib.forward import call, logits_of
 from selib.se import SEBlock
 
 K = 5

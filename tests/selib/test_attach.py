@@ -15,7 +15,10 @@ import torchvision
 from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 
-from selib.attach import attach_se, attached, bare, call, detach_se, find_site, logits_of, map_layout
+from selib.attach import attach_se, detach_se
+from selib.forward import attached, bare, call, logits_of
+from selib.layout import map_layout
+from selib.site import find_site
 
 # ---- the site --------------------------------------------------------------------------------------------------------------
 
@@ -204,14 +207,8 @@ def test_bad_streams_leave_the_model_alone(at: dict[str, str]) -> None:
 def test_options_reach_the_block() -> None:
     model, example = zoo.build("functional")
     outputs = run(model, example)
-    block = attach_se(model, example, at="conv1", reduction=3, start="paper", pool="batch")
-    assert (block.site, block.channels, block.fc1.out_features, block.gain, block.pool) == (
-        "conv1",
-        8,
-        2,
-        1,
-        "batch",
-    )
+    block = attach_se(model, example, at="conv1", reduction=3, start="paper")
+    assert (block.site, block.channels, block.fc1.out_features, block.gain) == ("conv1", 8, 2, 1)
     assert not torch.equal(run(model, example), outputs)
 
 

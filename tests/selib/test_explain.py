@@ -13,9 +13,11 @@ import torchvision
 from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 
-from selib.attach import attach_se, detach_se, logits_of, tensors
-from selib.explanation import METHODS, Explanation, SEExplainer, Streams, explain, native_se
+from selib.attach import attach_se, detach_se
+from selib.explanation import METHODS, Explanation, SEExplainer, explain
+from selib.forward import logits_of, tensors
 from selib.heatmap import normalize, resize
+from selib.native import native_se
 from selib.se import SEBlock
 from selib.select import Channels, NormalQuantile, TopFraction, TopK
 

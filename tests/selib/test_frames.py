@@ -14,22 +14,16 @@ from tiny_models import TwoStreams, hooks, image, open_and_close, random, run, s
 from torch import Tensor, nn
 
 from selib import head as h
-from selib.attach import (
-    attach_se,
-    attached,
-    call,
-    detach_se,
-    find_site,
-    logits_of,
-    map_layout,
-    tensors,
-    time_axis,
-)
+from selib.attach import attach_se, detach_se
 from selib.explanation import Explanation, SEExplainer, Streams, explain
-from selib.gates import StreamsGateReport, bernoulli_kl, cache_features, channel_test, fit_gates
-from selib.heatmap import normalize, resize
+from selib.features import cache_features, channel_test
+from selib.forward import attached, call, logits_of, tensors
+from selib.gates import bernoulli_kl, fit_gates
+from selib.heatmap import normalize, resize, time_axis
+from selib.layout import map_layout
 from selib.se import SEBlock
 from selib.select import TopK
+from selib.site import find_site
 from selib.train import attribute_scores, evaluate, fit, load_checkpoint, predict, save_checkpoint
 from studies.networks import build
 

@@ -14,10 +14,13 @@ from tiny_models import K, hooks, image, open_and_close, random, run, same, snap
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from selib import features as feats
 from selib import gates as g
-from selib.attach import attach_se, attached, call, detach_se, logits_of
+from selib.attach import attach_se, detach_se
 from selib.explanation import explain
-from selib.gates import FeatureCache, cache_features, channel_test, fit_gates
+from selib.features import FeatureCache, cache_features, channel_test
+from selib.forward import attached, call, logits_of
+from selib.gates import fit_gates
 from selib.select import TopFraction, TopK
 
 PLANTED = [3, 11, 20]
@@ -435,7 +438,7 @@ def test_one_block_is_needed() -> None:
 def test_maps_beyond_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, example = zoo.build("vgg")
     attach_se(model, example)
-    monkeypatch.setattr(g, "CACHE_LIMIT", 4 * 12 * 49 * 4)
+    monkeypatch.setattr(feats, "CACHE_LIMIT", 4 * 12 * 49 * 4)
     with pytest.raises(ValueError, match="the feature maps exceed"):
         cache_features(model, [example, example])
     assert len(cache_features(model, [example]).maps) == 3

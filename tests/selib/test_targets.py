@@ -19,9 +19,11 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from selib import gates as g
-from selib.attach import attach_se, attached, bare, call, detach_se, logits_of
+from selib.attach import attach_se, detach_se
 from selib.explanation import METHODS, Explanation, SEExplainer, explain
-from selib.gates import FeatureCache, bernoulli_kl, cache_features, channel_test, fit_gates
+from selib.features import FeatureCache, cache_features, channel_test
+from selib.forward import attached, bare, call, logits_of
+from selib.gates import bernoulli_kl, fit_gates
 from selib.se import SEBlock, Stacked, TargetSEBlock
 from selib.select import Channels, NormalQuantile, TopFraction, TopK
 from selib.train import evaluate, fit, load_checkpoint, load_weights, save_checkpoint
