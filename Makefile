@@ -6,62 +6,79 @@ DATA ?= $(or $(SELIB_DATA),data)
 # Two notebooks at a time pay while they are short; long ones are quicker one by one, with all cores each.
 JOBS ?= $(if $(filter smoke,$(PROFILE)),2,1)
 ARGS ?=
+# Another environment in place of .venv: make study BIN="$CONDA_PREFIX/bin"
+BIN ?= .venv/bin
 UV := 0.13.8
-BIN := .venv/bin
 ESTIMATE_smoke := 5 minutes
 ESTIMATE_standard := 25 minutes
 ESTIMATE_full := some hours, on a GPU
 
-export JUPYTER_PREFER_ENV_PATH := 1
+RUN := "$(BIN)/python"
+READY := $(if $(filter .venv/bin,$(BIN)),.venv/.installed)
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+LAB := $(patsubst %,runs/lab/%,$(wildcard notebooks/*.ipynb))
+ABSOLUTE := import os, sys; print(os.path.abspath(sys.argv[1]))
 
-.PHONY: help study test lab publish readme lock clean
+export JUPYTER_PREFER_ENV_PATH := 1
+# This checkout's code runs, whatever the environment has installed.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help study lab test test-fast publish docs lock clean
 
 help:
-	@echo "make study [PROFILE=smoke|standard|full] [DATA=dir] [JOBS=n] [ARGS=--resume]   run every notebook, write runs/PROFILE/index.html"
-	@echo "make test      lint, types, all tests"
-	@echo "make lab       JupyterLab on the first notebook"
-	@echo "make publish   make runs/PROFILE the committed results (and notebooks, in the standard profile)"
-	@echo "make readme    fill the tables of README.md from results/"
-	@echo "make lock      resolve requirements.lock again (ARGS=--upgrade for newer versions)"
-	@echo "make clean     remove .venv, runs/ and caches; data stays"
+	@echo "make study      run every notebook, write runs/PROFILE/index.html"
+	@echo "                [PROFILE=smoke|standard|full] [DATA=folder] [JOBS=n] [ARGS=--resume]"
+	@echo "make lab        JupyterLab on copies of the notebooks, in runs/lab [PROFILE=...] [DATA=folder]"
+	@echo "make test       lint, types, all tests, every notebook"
+	@echo "make test-fast  the unit tests alone"
+	@echo "make publish    make runs/PROFILE the committed results (and notebooks, in the standard profile)"
+	@echo "make docs       fill the tables of README.md and docs/findings.md"
+	@echo "make lock       resolve requirements.lock again (ARGS=--upgrade for newer versions)"
+	@echo "make clean      remove .venv, runs/ and caches; data stays"
+	@echo "BIN=folder      with any of these: the Python in that folder, and nothing is installed"
 
-study: .venv/.installed
+study: $(READY)
 	@echo "The $(PROFILE) profile: about $(ESTIMATE_$(PROFILE)) on two cores"
-	$(BIN)/selib run --profile $(PROFILE) --data $(DATA) --jobs $(JOBS) $(ARGS)
-	$(BIN)/selib report runs/$(PROFILE)
+	$(RUN) -m studies run --profile $(PROFILE) --data "$(DATA)" --jobs $(JOBS) $(ARGS)
+	$(RUN) -m studies report runs/$(PROFILE)
 	@echo "Read runs/$(PROFILE)/index.html"
 
-# Notebooks run twice: under nbval here, under papermill in tests/test_notebooks.py; both on the twin, so that every
-# machine sees the same numbers. They come first, being long.
-test: export SELIB_PROFILE := smoke
-test: export SELIB_DATA := $(CURDIR)/runs/nbval/data
-test: export SELIB_RESULTS := $(CURDIR)/runs/nbval/results
-test: export SELIB_CHECKPOINTS := $(CURDIR)/runs/nbval/checkpoints
-test: export OMP_NUM_THREADS := 1
-test: .venv/.installed
-	@echo "Lint, types and all tests: about 17 minutes on two cores, a browser included"
-	rm -rf runs/nbval
-	@echo "Browser for the tests in JupyterLab: $$($(BIN)/python tests/browser.py)"
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy selib
-	$(BIN)/pytest notebooks tests --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
-		-n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
-
-lab: .venv/.installed
-	SELIB_DATA=$(abspath $(DATA)) $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=. \
+lab: $(READY) $(LAB)
+	SELIB_DATA="$$($(RUN) -c '$(ABSOLUTE)' "$(DATA)")" SELIB_PROFILE=$(PROFILE) \
+		SELIB_CHECKPOINTS="$(CURDIR)/runs/$(PROFILE)/checkpoints" \
+		$(RUN) -m jupyter lab --ip 127.0.0.1 --ServerApp.root_dir="$(CURDIR)/runs/lab" \
 		--LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(ARGS)
 
-publish: .venv/.installed
-	$(BIN)/python -c 'from selib import study; study.publish("runs/$(PROFILE)")'
-	$(BIN)/selib report results/$(PROFILE)
-	$(MAKE) readme
+runs/lab/%: %
+	@mkdir -p $(@D)
+	cp $< $@
 
-readme: .venv/.installed
-	$(BIN)/python -c 'from selib import report; report.update_readme("README.md")'
+# The notebooks come first, being long. They run on the twins, so that every machine sees the same numbers.
+test: export SELIB_DATA := $(CURDIR)/runs/test/data
+test: export SELIB_CHECKPOINTS := $(CURDIR)/runs/test/checkpoints
+test test-fast: export OMP_NUM_THREADS := 1
+test: $(READY)
+	@echo "Lint, types and all tests: about 15 minutes on two cores, a browser included"
+	@echo "Browser for the tests in JupyterLab: $$($(RUN) tests/browser.py)"
+	rm -rf runs/test
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy selib studies
+	$(PYTEST) tests/notebooks tests/studies tests/selib $(ARGS)
 
-lock: .venv/.installed
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --quiet $(ARGS) \
+test-fast: $(READY)
+	$(PYTEST) tests/studies tests/selib -m "not slow" $(ARGS)
+
+publish: $(READY)
+	$(RUN) -c 'from studies import notebooks; notebooks.publish("runs/$(PROFILE)")'
+	$(RUN) -m studies report results/$(PROFILE)
+	$(MAKE) docs
+
+docs: $(READY)
+	$(RUN) -m studies.report README.md docs/findings.md
+
+lock: $(READY)
+	$(RUN) -m uv pip compile pyproject.toml --extra study --group dev --universal --generate-hashes --quiet $(ARGS) \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
@@ -69,11 +86,11 @@ clean:
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit("selib needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] \
+	@"$(PYTHON)" -c 'import sys; sys.exit("selib needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] \
 		+ ": name another with make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	@echo "Installing the pinned packages into .venv: about 6 GB, one to five minutes"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV)
-	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	.venv/bin/python -m uv pip sync --python .venv/bin/python --require-hashes requirements.lock
+	.venv/bin/python -m uv pip install --python .venv/bin/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
