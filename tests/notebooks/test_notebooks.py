@@ -1,19 +1,22 @@
-"""Every notebook keeps the conventions, runs in the smoke profile, and writes the numbers a sound model writes."""
+"""Every notebook keeps the conventions, runs in the smoke profile, and writes what a sound model writes."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from nbformat import NotebookNode
 
 from studies import results
-from studies import run as study
+from studies.notebooks import clean, first_cell, own_cells, read
 from studies.report import report
+from studies.run import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -21,7 +24,7 @@ NAMES = [path.stem for path in NOTEBOOKS]
 PLANNED: set[int] = set()
 PARAMETERS = {"profile": None, "seed": 0, "device": "auto", "data_root": None, "results_dir": None}
 
-# notebook -> path in its metrics -> (low, high): what the smoke profile must reach on the twin, and a broken model does not
+# notebook -> path in its metrics -> (low, high): what smoke must reach on the twin; a broken model does not
 EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
     "00_quickstart": {
         "accuracy": (0.95, 1.0),
@@ -73,11 +76,26 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 
+# Under xdist the other worker has the other core.
+JOBS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 
 
-def read(path: Path) -> NotebookNode:
-    return nbformat.read(path, as_version=4)
+def shown(cell: NotebookNode) -> str:
+    """The text among a cell's outputs (not the images, whose base64 can spell anything)."""
+    texts = []
+    for output in cell.get("outputs", []):
+        texts.append(output.get("text", ""))
+        texts += [text for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(texts)
+
+
+def checked(notebook: NotebookNode) -> list[str]:
+    """What the cells show that no profile changes: those that nbval is told to compare."""
+    return [
+        shown(cell) for cell in own_cells(notebook) if "nbval-check-output" in cell.metadata.get("tags", [])
+    ]
 
 
 def code(path: Path) -> ast.Module:
@@ -96,7 +114,7 @@ def test_numbers_are_unique_and_gap_free_but_for_the_planned_ones() -> None:
 
 @each_notebook
 def test_first_cell_says_what_how_long_and_where_next(path: Path) -> None:
-    cell = study.first_cell(path)
+    cell = first_cell(path)
     assert list(cell.seconds) == ["smoke", "standard", "full"]
     assert cell.question.endswith((".", "?")) and not cell.question.startswith("**")
     source = read(path).cells[0].source
@@ -143,34 +161,33 @@ def test_it_ends_with_findings_and_references(path: Path) -> None:
 def test_it_is_committed_with_outputs_and_without_what_changes_from_run_to_run(path: Path) -> None:
     assert path.stat().st_size <= 1_500_000
     notebook = read(path)
-    assert study.clean(notebook) == notebook, "commit it with `make publish`"
+    assert clean(notebook) == notebook, "commit it with `make publish`"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not any(output.output_type == "error" for output in outputs)
-    checked = [cell for cell in notebook.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
-    assert checked and all(cell.outputs for cell in checked), "nbval compares nothing"
-    shown = "\n".join(study._shown(cell) for cell in notebook.cells)
-    assert not re.search(r"(^|[\s'\"(=])/(home|root|tmp|Users|var|work|mnt)/", shown)
+    assert checked(notebook) and all(checked(notebook)), "nbval compares nothing"
+    text = "\n".join(map(shown, notebook.cells))
+    assert not re.search(r"(^|[\s'\"(=])/(home|root|tmp|Users|var|work|mnt)/", text)
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[study.Outcome]]:
-    """All notebooks, run once in the smoke profile on the twin."""
-    root = tmp_path_factory.mktemp("smoke")
-    return root, study.run(
-        profile="smoke", data=root / "data", out=root / "run", notebooks=ROOT / "notebooks"
-    )
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """All notebooks, run once in the smoke profile on the twins: their folder, and what became of them.
+
+    `make test` names a folder whose networks and twins the browser's test uses, too.
+    """
+    own = tmp_path_factory.mktemp("smoke") / "checkpoints"
+    out = Path(os.environ.get("SELIB_CHECKPOINTS", own)).parent
+    return out, run(profile="smoke", data=out / "data", out=out, folder=ROOT / "notebooks", jobs=JOBS)
 
 
-def test_all_notebooks_run_in_the_smoke_profile(smoke: tuple[Path, list[study.Outcome]]) -> None:
+def test_all_notebooks_run_in_the_smoke_profile(smoke: tuple[Path, list[Outcome]]) -> None:
     assert [(outcome.name, outcome.error) for outcome in smoke[1]] == [(name, "") for name in NAMES]
 
 
 @each_notebook
-def test_the_results_say_what_was_found_and_on_what(
-    smoke: tuple[Path, list[study.Outcome]], path: Path
-) -> None:
-    result = results.load(smoke[0] / "run" / "results" / f"{path.stem}.json")
+def test_the_results_say_what_was_found_and_on_what(smoke: tuple[Path, list[Outcome]], path: Path) -> None:
+    result = results.load(smoke[0] / "results" / f"{path.stem}.json")
     assert (result["notebook"], result["profile"], result["seed"]) == (path.stem, "smoke", 0)
     assert result["data"] and all(entry["synthetic"] for entry in result["data"].values()), (
         "there is no real data here"
@@ -182,8 +199,8 @@ def test_the_results_say_what_was_found_and_on_what(
 
 
 @each_notebook
-def test_the_results_are_those_of_a_sound_model(smoke: tuple[Path, list[study.Outcome]], path: Path) -> None:
-    metrics = results.load(smoke[0] / "run" / "results" / f"{path.stem}.json")["metrics"]
+def test_the_results_are_those_of_a_sound_model(smoke: tuple[Path, list[Outcome]], path: Path) -> None:
+    metrics = results.load(smoke[0] / "results" / f"{path.stem}.json")["metrics"]
     assert EXPECTED.get(path.stem), "say in EXPECTED what a broken model would miss"
     for key, (low, high) in EXPECTED[path.stem].items():
         value: Any = metrics
@@ -192,22 +209,38 @@ def test_the_results_are_those_of_a_sound_model(smoke: tuple[Path, list[study.Ou
         assert low <= value <= high, key
 
 
-def test_the_report_holds_every_notebook_and_needs_no_network(
-    smoke: tuple[Path, list[study.Outcome]],
-) -> None:
-    markdown, page = report(smoke[0] / "run")
+def test_the_report_holds_every_notebook_and_needs_no_network(smoke: tuple[Path, list[Outcome]]) -> None:
+    markdown, page = report(smoke[0])
     html = page.read_text()
     for path in NOTEBOOKS:
-        assert f"## {study.first_cell(path).title}" in markdown.read_text()
+        assert f"## {first_cell(path).title}" in markdown.read_text()
         assert f'href="{path.stem}.html"' in html
     assert not re.search(r"""<script|<link|(src|url)\s*[=(]\s*(?!["']?data:)""", html)
 
 
-def test_the_same_seed_gives_the_same_numbers(smoke: tuple[Path, list[study.Outcome]]) -> None:
-    again = smoke[0] / "again"
-    (outcome,) = study.run(
-        ["00"], profile="smoke", data=smoke[0] / "data", out=again, notebooks=ROOT / "notebooks"
+@each_notebook
+def test_what_no_profile_changes_is_as_committed(smoke: tuple[Path, list[Outcome]], path: Path) -> None:
+    assert checked(read(smoke[0] / path.name)) == checked(read(path))
+
+
+def test_nbval_executes_the_quickstart_again_to_the_same_numbers(
+    smoke: tuple[Path, list[Outcome]], tmp_path: Path
+) -> None:
+    places = {"SELIB_DATA": str(smoke[0] / "data"), "SELIB_RESULTS": str(tmp_path)}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "notebooks/00_quickstart.ipynb",
+        ],
+        cwd=ROOT,
+        env={**os.environ, **places, "SELIB_PROFILE": "smoke", "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
     )
-    assert outcome.error == ""
-    one, two = (results.load(run / "results" / "00_quickstart.json") for run in (smoke[0] / "run", again))
+    assert done.returncode == 0, done.stdout
+    one, two = (results.load(folder / "00_quickstart.json") for folder in (smoke[0] / "results", tmp_path))
     assert results.comparable(one) == results.comparable(two)
