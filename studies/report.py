@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,8 @@ def _html(page: str, title: str, folder: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
     )
+
+
+if __name__ == "__main__":
+    for page in sys.argv[1:]:
+        fill(Path(page))

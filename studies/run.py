@@ -72,9 +72,7 @@ def run(
 
     outcomes = {path: Outcome(path.stem, "skipped", 0.0) for path in paths if path not in waiting}
     progress = _Progress(len(waiting), max([sum(seconds.values()) / jobs, *seconds.values()]))
-    progress.say(
-        f"{len(waiting)} notebooks, profile {sizes.name}, {len(outcomes)} already done{progress.total}"
-    )
+    progress.say(f"{len(waiting)} of {len(paths)} notebooks, profile {sizes.name}{progress.total}")
     if waiting and any((target / "checkpoints").glob("*")):
         progress.say(f"networks trained before are reused: delete {target / 'checkpoints'} to train anew")
     running: list[_Worker] = []
