@@ -7,16 +7,15 @@ composed with Pillow and drawings are SVG, not Matplotlib, so that a redraw keep
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from io import BytesIO
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -54,80 +53,60 @@ class Settings:
 
 
 class Subject(Protocol):
-    """One image, or one clip, that can be looked at.
+    """One image, or one clip, that can be looked at."""
 
-    Attributes:
-        name: in the menu.
-        outputs: the names of the logits; multilabel: each of them is a yes or no of its own.
-        frames, fps: 1 and 0 for an image.
-        modalities: what can be switched off; wave: the sound, int16 (N,) at 16 kHz. An image has neither.
-        streams: the inputs that have an SE block and a picture; rivals: the other methods to compare with.
-        thumbnail: RGB uint8 (h, w, 3).
-    """
-
-    name: str
-    outputs: Sequence[str]
-    multilabel: bool
-    frames: int
-    fps: float
-    modalities: tuple[str, ...]
-    wave: NDArray[np.int16] | None
-
-    @property
-    def streams(self) -> tuple[str, ...]: ...
-
-    @property
-    def rivals(self) -> tuple[str, ...]: ...
-
-    @property
-    def thumbnail(self) -> Picture: ...
+    name: str  # in the menu
+    thumbnail: Picture
+    outputs: Sequence[str]  # the names of the logits
+    multilabel: bool  # each of them is a yes or no of its own
+    rivals: Collection[str]  # the other methods to compare with
+    streams: tuple[str, ...]  # the inputs that have an SE block and a picture
+    frames: int  # 1 for an image
+    fps: float  # 0 for an image
+    modalities: tuple[str, ...]  # what can be switched off; none of an image
+    sound: bytes  # a WAV file; empty for an image
 
     def explanation(self, stream: str) -> Explanation:
-        """The explanation of the batch of one."""
+        """The explanation of a batch of one."""
         ...
 
     def picture(self, settings: Settings, t: int) -> Picture:
-        """The picture with its heatmaps, in frame t."""
+        """Frame t with its heatmaps."""
         ...
 
-    def code(self, stream: str, method: Method, target: int, rule: Select) -> str:
+    def code(self, stream: str, settings: Settings) -> str:
         """Two lines of Python that make the heatmap."""
         ...
 
 
+@dataclass(eq=False)
 class ImageSubject:
-    """An image uint8 (3, H, W) and what a classifier makes of it.
+    """An image and what a classifier makes of it.
 
-    Args:
-        inputs: (1, …) as the model takes it.
-        spelled: how the inputs are written in Python.
-
-    Raises (when it is first looked at):
-        ValueError: names that do not fit the logits, or an SE block on a vector.
+    Attributes:
+        image: uint8 (3, H, W).
+        inputs: (1, …) as the model takes it; spelled: how that is written in Python.
+        rivals: {method: what makes its heatmaps}.
     """
 
-    streams, frames, fps, modalities, wave = ("image",), 1, 0.0, (), None
+    model: nn.Module
+    image: Tensor
+    inputs: Tensor
+    spelled: str
+    name: str
+    outputs: Sequence[str]
+    multilabel: bool
+    rivals: dict[str, baselines.Explainer]
+    streams, frames, fps, modalities, sound = ("image",), 1, 0.0, (), b""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        image: Tensor,
-        inputs: Tensor,
-        name: str,
-        outputs: Sequence[str],
-        *,
-        multilabel: bool,
-        spelled: str,
-    ) -> None:
-        self.name, self.outputs, self.multilabel = name, outputs, multilabel
-        self._model, self._inputs, self._spelled = model, inputs, spelled
-        self.thumbnail = plot.rgb(image)
+    def __post_init__(self) -> None:
+        self.thumbnail = plot.rgb(self.image)
         self._shown = enlarged(self.thumbnail, HEIGHT)
-        self._rival_map = lru_cache(None)(self._make_rival_map)
+        self._rival_maps: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
     def _explanation(self) -> Explanation:
-        found = explain(self._model, self._inputs)
+        found = explain(self.model, self.inputs)
         check_names(self.outputs, found.logits)
         if found.features.ndim != 4:
             raise ValueError(
@@ -138,51 +117,42 @@ class ImageSubject:
     def explanation(self, stream: str) -> Explanation:
         return self._explanation
 
-    @cached_property
-    def _explainers(self) -> dict[str, baselines.Explainer]:
-        blocks = list(attached(self._model).values())
-        # CAMs need a module whose output is the map before the gates, (B, C, h, w).
-        if not blocks or blocks[0].layout != "BC*" or blocks[0].grid:
-            return {}
-        layer = blocks[0].features
-        found = baselines.cams(self._model, layer)
-        found["mean of channels"] = baselines.mean_of_channels(self._model, layer)
-        return {name: explainer for name, explainer in found.items() if name not in SLOW}
-
-    @property
-    def rivals(self) -> tuple[str, ...]:
-        return tuple(self._explainers)
-
     def picture(self, settings: Settings, t: int) -> Picture:
         """The image, the heatmap over it, and beside it that of the rival."""
-        maps = {f"{settings.method}: {self.outputs[settings.target]}": self._map(settings)}
-        if settings.rival in self._explainers:
+        ours = heatmap(self._explanation, settings, settings.rules[0], self._shown.shape[:2])
+        maps = {f"{settings.method}: {self.outputs[settings.target]}": ours}
+        if settings.rival in self.rivals:
             maps[settings.rival] = self._rival_map(settings.rival, settings.target)
         image = torch.from_numpy(self._shown).permute(2, 0, 1)
-        look = {"opacity": settings.opacity, "colormap": settings.colormap}
-        pictures = [plot.overlay(image, one, **look) for one in maps.values()]  # type: ignore[arg-type]
-        return row_of([self._shown, *pictures], [self.name, *maps])
+        pictures = [self._shown]
+        for one in maps.values():
+            pictures.append(plot.overlay(image, one, opacity=settings.opacity, colormap=settings.colormap))
+        return row_of(pictures, [self.name, *maps])
 
-    def _map(self, settings: Settings) -> Tensor:
-        """The heatmap (H, W) at the size of the screen."""
-        ex, size = self._explanation, self._shown.shape[:2]
-        method, target, (rule,) = settings.method, settings.target, settings.rules
-        if settings.smooth:
-            return ex.heatmap(method, target, select=rule, size=size)[0].cpu()
-        return F.interpolate(cells(ex, method, target, rule)[None], size, mode="nearest")[0, 0].cpu()
+    def _rival_map(self, name: str, target: int) -> Tensor:
+        key = name, target
+        if key not in self._rival_maps:
+            device = next(self.model.parameters()).device
+            inputs, targets = to_device(self.inputs, device), torch.tensor([target], device=device)
+            found = resize(self.rivals[name](inputs, targets), self._shown.shape[:2])
+            self._rival_maps[key] = found.clamp(0, 1)[0].cpu()
+        return self._rival_maps[key]
 
-    def _make_rival_map(self, name: str, target: int) -> Tensor:
-        device = next(self._model.parameters()).device
-        inputs = to_device(self._inputs, device)
-        found = self._explainers[name](inputs, torch.tensor([target], device=device))
-        return resize(found, self._shown.shape[:2]).clamp(0, 1)[0].cpu()
+    def code(self, stream: str, settings: Settings) -> str:
+        asked = f'"{settings.method}", target={settings.target}, select={spelled(settings.rules[0])}'
+        named = self.outputs[settings.target]
+        return f"ex = selib.explain(model, {self.spelled})\nheatmap = ex.heatmap({asked})  # {named}"
 
-    def code(self, stream: str, method: Method, target: int, rule: Select) -> str:
-        return (
-            f"ex = selib.explain(model, {self._spelled})\n"
-            f'heatmap = ex.heatmap("{method}", target={target}, select={spelled(rule)})'
-            f"  # {self.outputs[target]}"
-        )
+
+def rivals_of(model: nn.Module) -> dict[str, baselines.Explainer]:
+    """The methods to compare with: those of models with one attached SE block, on a map (B, C, h, w)."""
+    blocks = list(attached(model).values())
+    if len(blocks) != 1 or blocks[0].layout != "BC*" or blocks[0].grid:
+        return {}
+    layer = blocks[0].features
+    found = baselines.cams(model, layer)
+    found["mean of channels"] = baselines.mean_of_channels(model, layer)
+    return {name: explainer for name, explainer in found.items() if name not in SLOW}
 
 
 # ---- numbers ---------------------------------------------------------------------------------------
@@ -199,10 +169,14 @@ def spelled(rule: Select) -> str:
     return f"selib.{type(rule).__name__}({', '.join(values)})"
 
 
-def cells(ex: Explanation, method: Method, target: int, rule: Select) -> Tensor:
-    """The heatmap (1, *space) in [0, 1] at the resolution of the feature map."""
+def heatmap(ex: Explanation, settings: Settings, rule: Select, size: Sequence[int]) -> Tensor:
+    """The heatmap ``size`` in [0, 1] of a batch of one, interpolated or in squares."""
+    method, target = settings.method, settings.target
+    if settings.smooth:
+        return ex.heatmap(method, target, select=rule, size=size)[0].cpu()
     raw = ex.map(method, target, rule)
-    return normalize(raw.relu() if method == "influence" else raw)
+    cells = normalize(raw.relu() if method == "influence" else raw)
+    return F.interpolate(cells[None], size, mode="nearest")[0, 0].cpu()
 
 
 def weights_at(ex: Explanation, method: Method, target: int, t: int) -> Tensor:
@@ -250,7 +224,7 @@ def row_of(pictures: Sequence[Picture], titles: Sequence[str]) -> Picture:
 def channel_maps(
     ex: Explanation, channels: Sequence[int], t: int, settings: Settings, *, frames: int
 ) -> list[Picture]:
-    """The maps of single channels, each on its own scale, 64 pixels high; of a clip, in frame t of ``frames``."""
+    """The maps of single channels in frame t of ``frames``, each on its own scale, 64 pixels high."""
     maps = ex.features[0, list(channels)]
     if maps.ndim == 4:  # of a clip: a map of fewer frames stands for several of the clip's
         maps = maps[:, t * maps.shape[1] // frames]

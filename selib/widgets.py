@@ -1,8 +1,8 @@
 """The explorer for JupyterLab: look at images, turn the knobs of an explanation, and see what each changes.
 
-It is made of ``Image`` and ``HTML`` widgets and ``observe``, without an ``Output`` widget, so its callbacks also fire
-in plain Python and in tests. The network before the gates runs once for each image. JupyterLab sends the last of a
-burst of slider moves once the one before it is drawn, so no stale picture queues up.
+It is made of ``Image`` and ``HTML`` widgets and ``observe``, without an ``Output`` widget, so its callbacks
+fire in plain Python and in tests, too. The network before the gates runs once for each image. JupyterLab sends
+the last of a burst of slider moves once the one before it is drawn, so no stale picture queues up.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ import asyncio
 import base64
 import html
 import re
-import wave as wav
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
 from selib import plot, views
 from selib.atomic import replacing
-from selib.explanation import METHODS, Explanation, Method
+from selib.explanation import METHODS, Explanation
 from selib.pixels import normalize
 from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
 from selib.views import ImageSubject, Settings, Subject, encoded
@@ -38,13 +36,8 @@ except ModuleNotFoundError as error:
         f"selib.widgets needs {error.name}: pip install 'selib[widgets]'", name=error.name
     ) from None
 
-SHARE, COUNT, ABOVE, PAPER, BY_HAND = RULES = (
-    "top share",
-    "k channels",
-    "weight above",
-    "paper's rule",
-    "picked by hand",
-)
+RULES = ("top share", "k channels", "weight above", "paper's rule", "picked by hand")
+SHARE, COUNT, ABOVE, PAPER, BY_HAND = RULES
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")  # readable with colour vision deficiencies
 STRIP = 8  # channels whose maps are shown
 THUMBNAILS = 16  # beside each other
@@ -52,23 +45,16 @@ MOST = 200  # images that one explorer holds
 
 
 class ImageSet(Protocol):
-    """A data set that :func:`explorer` can show: images uint8 (N, 3, H, W) and what is known of them.
-
-    Attributes:
-        targets: class numbers (N,), or (N, K) of a multi-label set.
-        synthetic: the images are rendered: the caption says so.
-    """
+    """A set of images uint8 (N, 3, H, W) that :func:`explorer` can show, with what is known of them."""
 
     name: str
     images: Tensor
     classes: Sequence[str]
-    targets: Tensor
+    targets: Tensor  # class numbers (N,), or (N, K) of a multi-label set
     multilabel: bool
-    synthetic: bool
+    synthetic: bool  # rendered: the caption says so
 
-    def batch(self, indices: Any) -> Tensor:
-        """The images as the model takes them, (B, 3, H, W)."""
-        ...
+    def batch(self, indices: Any) -> Tensor: ...  # (B, 3, H, W) as the model takes it
 
 
 def explorer(
@@ -92,25 +78,25 @@ def explorer(
         ValueError: no images, more than 200, or names that do not fit the model.
     """
     origin = type(model).__name__ + (f", seed {seed}" if seed is not None else "")
+    make = partial(ImageSubject, model, rivals=views.rivals_of(model))
+    subjects = []
     if isinstance(images, Tensor):
         if classes is None:
             raise ValueError("pass classes=, the names of the model's outputs")
         check_count(len(images))
         way = "selib.pixels.normalize" if prepare is normalize else "prepare"
-        make = partial(ImageSubject, model, outputs=classes, multilabel=False)
-        subjects = [
-            make(image, prepare(image[None]), f"image {i}", spelled=f"{way}(images[{i}:{i + 1}])")
-            for i, image in enumerate(images)
-        ]
-        return Explorer(subjects, origin)
-    check_count(len(images.images))
-    make = partial(ImageSubject, model, outputs=classes or images.classes, multilabel=images.multilabel)
-    subjects = []
-    for i, image in enumerate(images.images):
-        truth = "" if images.multilabel else f", {images.classes[int(images.targets[i])]}"
-        batch = images.batch([i])
-        subjects.append(make(image, batch, f"image {i}{truth}", spelled=f"images.batch([{i}])"))
-    return Explorer(subjects, f"{images.name}{' (synthetic)' if images.synthetic else ''}, {origin}")
+        for i, image in enumerate(images):
+            batch, code = prepare(image[None]), f"{way}(images[{i}:{i + 1}])"
+            subjects.append(make(image, batch, code, f"image {i}", classes, False))
+    else:
+        check_count(len(images.images))
+        origin = f"{images.name}{' (synthetic)' if images.synthetic else ''}, {origin}"
+        names = classes or images.classes
+        for i, image in enumerate(images.images):
+            title = f"image {i}" if images.multilabel else f"image {i}, {names[int(images.targets[i])]}"
+            batch, code = images.batch([i]), f"images.batch([{i}])"
+            subjects.append(make(image, batch, code, title, names, images.multilabel))
+    return Explorer(subjects, origin)
 
 
 def check_count(count: int) -> None:
@@ -124,8 +110,7 @@ def check_count(count: int) -> None:
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     """The widget of :func:`explorer`. ``knobs`` are its controls by name, ``view`` the picture.
 
-    In a page without widgets (an export, a site that renders notebooks) a still picture of its last state stands
-    in its place.
+    In a page without widgets, such as an export, a still picture of its last state stands in its place.
     """
 
     def __init__(self, subjects: Sequence[Subject], origin: str) -> None:
@@ -144,6 +129,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.maps = [ipywidgets.Image(format="png", layout=small) for _ in range(STRIP)]
         self.picks = [_sized(ipywidgets.ToggleButton, 112) for _ in range(STRIP)]
         self._strip: list[int] = []  # the channels of the strip
+        self._weights = self._mask = torch.empty(0)  # of the channels (C,), and which are selected
+        self._settings: Settings
+        self._picture: plot.Picture
         self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
         self._hidden = ipywidgets.HTML(layout={"display": "none"})
         self._stills: list[Any] = []  # handles of the still pictures on the page
@@ -157,6 +145,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """The controls and pictures from top to bottom; some only for clips."""
         knob, across = self.knobs, ipywidgets.HBox
         label = _sized(ipywidgets.Label, 86, value="modalities")
+        of_clips = [across([label, *self.switches.values()]), across([knob["play"], knob["frame"]])]
         strip = [ipywidgets.VBox(pair) for pair in zip(self.maps, self.picks, strict=True)]
         return [
             across([knob["item"], knob["previous"], knob["next"]]),
@@ -165,10 +154,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             across([knob["rule"], knob["share"], knob["k"], knob["threshold"]]),
             across([knob["compare"], *([knob["stream"]] if moving else [])]),
             across([knob["colours"], knob["opacity"], knob["smooth"]]),
-            *([across([label, *self.switches.values()])] if moving else []),
-            *([across([knob["play"], knob["frame"]])] if moving else []),
+            *(of_clips if moving else []),
             self.view,
-            *([self.sound] if moving else []),
+            self.sound,
             across([self.gates, self.answers]),
             across(strip),
             across([knob["save"], self.lines]),
@@ -184,7 +172,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         for name in ("target", "stream"):
             knob[name].observe(lambda _: self._show_channels(), "value")
         knob["method"].observe(lambda change: self._show_method(change["old"], change["new"]), "value")
-        knob["rule"].observe(lambda change: self._show_rule(change["old"], change["new"]), "value")
+        knob["rule"].observe(lambda change: self._show_rule(change["new"]), "value")
         for name in ("share", "k", "threshold", "compare", "colours", "opacity", "smooth", "frame"):
             knob[name].observe(lambda _: self.redraw(), "value")
         for switch in self.switches.values():
@@ -205,84 +193,68 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     # ---- what is set -------------------------------------------------------------------------------
 
+    def _at(self, name: str) -> Any:
+        """What a knob is set to."""
+        return self.knobs[name].value
+
     @property
     def subject(self) -> Subject:
         """The image or clip that is shown."""
-        return self._subjects[self.knobs["item"].value]
-
-    @property
-    def rule(self) -> Select:
-        """The selection that is set."""
-        return self._rule(self.knobs["rule"].value, self._stream)
-
-    def _rule(self, title: str, stream: str) -> Select:
-        if title == SHARE:
-            return TopFraction(_as_written(self.knobs["share"].value))
-        if title == COUNT:
-            return TopK(self.knobs["k"].value)
-        if title == ABOVE:
-            return Threshold(_as_written(self.knobs["threshold"].value))
-        if title == PAPER:
-            return NormalQuantile()
-        chosen = self._chosen.get(stream)
-        return TopFraction(1.0) if chosen is None else Channels(tuple(sorted(chosen)))
-
-    @property
-    def _settings(self) -> Settings:
-        knob = self.knobs
-        return Settings(
-            method=self._method,
-            target=knob["target"].value,
-            rules=tuple(self._rule(knob["rule"].value, stream) for stream in self.subject.streams),
-            rival=knob["compare"].value,
-            off=frozenset(name for name, switch in self.switches.items() if not switch.value),
-            colormap=knob["colours"].value,
-            opacity=knob["opacity"].value,
-            smooth=knob["smooth"].value,
-        )
-
-    @property
-    def _method(self) -> Method:
-        return cast(Method, self.knobs["method"].value)
+        return self._subjects[self._at("item")]
 
     @property
     def _stream(self) -> str:
-        chosen = self.knobs["stream"].value
-        return str(chosen) if chosen in self.subject.streams else self.subject.streams[0]
+        streams = self.subject.streams
+        return str(self._at("stream")) if self._at("stream") in streams else streams[0]
 
     @property
     def _explanation(self) -> Explanation:
         return self.subject.explanation(self._stream)
 
-    def _weights(self) -> Tensor:
-        """What the channels are ranked by, (C,)."""
-        target, t = self.knobs["target"].value, self.knobs["frame"].value
-        return views.weights_at(self._explanation, self._method, target, t)
-
     @property
-    def _label(self) -> str:
-        """What the channel weights are."""
-        return "influence (logit)" if self._method == "influence" else "gate s"
+    def rule(self) -> Select:
+        """The selection that is set."""
+        return self._rule(self._stream)
 
-    def _selected(self, title: str) -> set[int]:
-        """The channels that a rule selects here."""
-        mask = self._rule(title, self._stream).mask(self._weights()[None])[0]
-        return set(mask.nonzero().flatten().tolist())
+    def _rule(self, stream: str) -> Select:
+        title = self._at("rule")
+        if title == SHARE:
+            return TopFraction(_as_written(self._at("share")))
+        if title == COUNT:
+            return TopK(self._at("k"))
+        if title == ABOVE:
+            return Threshold(_as_written(self._at("threshold")))
+        if title == PAPER:
+            return NormalQuantile()
+        chosen = self._chosen.get(stream)
+        return TopFraction(1.0) if chosen is None else Channels(tuple(sorted(chosen)))
+
+    def _read(self) -> Settings:
+        """What all knobs are set to."""
+        return Settings(
+            method=self._at("method"),
+            target=self._at("target"),
+            rules=tuple(self._rule(stream) for stream in self.subject.streams),
+            rival=self._at("compare"),
+            off=frozenset(name for name, switch in self.switches.items() if not switch.value),
+            colormap=self._at("colours"),
+            opacity=self._at("opacity"),
+            smooth=self._at("smooth"),
+        )
 
     # ---- what follows from a move ------------------------------------------------------------------
 
     def _step(self, by: int) -> None:
-        item = self.knobs["item"]
-        item.value = (item.value + by) % len(self._subjects)
+        self.knobs["item"].value = (self._at("item") + by) % len(self._subjects)
 
     def _show_item(self) -> None:
         """Another image or clip: its length, its answers, its sound."""
-        if self._quiet:
-            return
         knob, subject = self.knobs, self.subject
         with self._silently():
             knob["frame"].value = min(knob["frame"].value, subject.frames - 1)
             knob["frame"].max = knob["play"].max = subject.frames - 1
+            if subject.fps:
+                knob["play"].interval = round(1000 / subject.fps)
             logits = subject.explanation(subject.streams[0]).logits[0].cpu()
             average = "on average " if logits.ndim == 2 else ""
             logits = logits.mean(0) if logits.ndim == 2 else logits
@@ -290,11 +262,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             titles = [f"{subject.outputs[k]}  ({average}{float(logits[k]):.2f})" for k in order]
             knob["target"].options = list(zip(titles, order, strict=True))
             knob["target"].value = order[0]
-            if subject.fps:
-                knob["play"].interval = round(1000 / subject.fps)
-            self.sound.value = b"" if subject.wave is None else wav_bytes(subject.wave)
-            self.sound.layout.display = "none" if subject.wave is None else ""
-        page, place = divmod(knob["item"].value, THUMBNAILS)
+        self.sound.value, self.sound.layout.display = subject.sound, "" if subject.sound else "none"
+        page, place = divmod(self._at("item"), THUMBNAILS)
         small = self._small[page * THUMBNAILS : (page + 1) * THUMBNAILS]
         small[place] = framed = small[place].copy()
         framed[:3] = framed[-3:] = framed[:, :3] = framed[:, -3:] = (213, 94, 0)
@@ -306,10 +275,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         with self._silently():
-            target = self.knobs["target"].value
-            weights = self._explanation.channel_weights(self._method, target)[0]  # of all frames
+            weights = self._explanation.channel_weights(self._at("method"), self._at("target"))[0]
             self.knobs["k"].max = len(weights)
-            low, high = float(weights.min()), float(weights.max())
+            low, high = float(weights.min()), float(weights.max())  # of all frames
             slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
             # The old and the new limits first, so that they never cross.
             slider.min, slider.max = min(slider.min, low), max(slider.max, high + step)
@@ -323,25 +291,28 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         with self._silently():
             if new == "top-gate":
                 self.knobs["rule"].value = PAPER
-            elif old == "top-gate" and self.knobs["rule"].value == PAPER:
+            elif old == "top-gate" and self._at("rule") == PAPER:
                 self.knobs["rule"].value = SHARE
         self._show_channels()
 
-    def _show_rule(self, old: str, new: str) -> None:
+    def _show_rule(self, new: str) -> None:
         """Picking by hand starts with what is selected."""
         if self._quiet:
             return
-        if new == BY_HAND and self._stream not in self._chosen:
-            self._chosen[self._stream] = self._selected(old)
+        if new == BY_HAND:
+            self._chosen.setdefault(self._stream, self._selected)
         self.redraw()
+
+    @property
+    def _selected(self) -> set[int]:
+        return set(self._mask.nonzero().flatten().tolist())
 
     def _pick(self, place: int, on: bool) -> None:
         """A channel of the strip was switched on or off: the others stay as they are selected now."""
         if self._quiet or place >= len(self._strip):
             return
         channel = {self._strip[place]}
-        selected = self._selected(self.knobs["rule"].value)
-        self._chosen[self._stream] = selected | channel if on else selected - channel
+        self._chosen[self._stream] = self._selected | channel if on else self._selected - channel
         with self._silently():
             self.knobs["rule"].value = BY_HAND
         self.redraw()
@@ -349,25 +320,27 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     # ---- what is drawn -----------------------------------------------------------------------------
 
     def redraw(self) -> None:
-        """Draw everything anew from what is known: picture, SE vector, answers, maps of the first channels."""
+        """Draw everything anew: picture, SE vector, answers, maps of the first channels."""
         if self._quiet:
             return
-        knob, subject, settings, stream = self.knobs, self.subject, self._settings, self._stream
-        weights, rule, t = self._weights(), self.rule, knob["frame"].value
-        chosen = rule.mask(weights[None])[0]
+        subject, ex, t, stream = self.subject, self._explanation, self._at("frame"), self._stream
+        self._settings = settings = self._read()
+        self._weights = views.weights_at(ex, settings.method, settings.target, t)
+        self._mask = self.rule.mask(self._weights[None])[0]
+        self._picture = subject.picture(settings, t)
         for name, title in (("share", SHARE), ("k", COUNT), ("threshold", ABOVE)):
-            knob[name].layout.display = "" if knob["rule"].value == title else "none"
+            self.knobs[name].layout.display = "" if self._at("rule") == title else "none"
         for switch in self.switches.values():
             switch.icon = "check" if switch.value else "times"
-        self.view.value = encoded(subject.picture(settings, t))
-        self.gates.value = views.gates_drawing(weights, chosen, self._label)
-        alone = self._answer(knob["item"].value, stream, tuple(chosen.nonzero().flatten().tolist()))
-        before, after = (views.logits_at(logits, t) for logits in (self._explanation.logits, alone))
+        self.view.value = encoded(self._picture)
+        self.gates.value = views.gates_drawing(self._weights, self._mask, self._label)
+        alone = self._answer(self._at("item"), stream, tuple(sorted(self._selected)))
+        both = views.logits_at(ex.logits, t), views.logits_at(alone, t)
         self.answers.value = views.answers_drawing(
-            subject.outputs, before, after, settings.target, multilabel=subject.multilabel
+            subject.outputs, *both, settings.target, multilabel=subject.multilabel
         )
-        self._draw_strip(weights, chosen)
-        code = html.escape(subject.code(stream, settings.method, settings.target, rule))
+        self._draw_strip()
+        code = html.escape(subject.code(stream, settings))
         self.lines.value = (
             f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{code}" '
             'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
@@ -375,22 +348,21 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         )
         self._renew()
 
-    def _draw_strip(self, weights: Tensor, chosen: Tensor) -> None:
+    @property
+    def _label(self) -> str:
+        return "influence (logit)" if self._at("method") == "influence" else "gate s"
+
+    def _draw_strip(self) -> None:
         """The maps of the channels with the largest weights, each with its switch."""
-        self._strip = weights.argsort(descending=True, stable=True)[:STRIP].tolist()
-        t, frames = self.knobs["frame"].value, self.subject.frames
+        self._strip = self._weights.argsort(descending=True, stable=True)[:STRIP].tolist()
+        t, frames = self._at("frame"), self.subject.frames
         pictures = views.channel_maps(self._explanation, self._strip, t, self._settings, frames=frames)
-        for image, pick in zip(self.maps, self.picks, strict=True):
-            image.layout.display = pick.layout.display = "none"  # of those beyond the last channel
         with self._silently():
-            for channel, picture, image, pick in zip(
-                self._strip, pictures, self.maps, self.picks, strict=False
-            ):
-                image.layout.display = pick.layout.display = ""
+            for k, picture, image, pick in zip(self._strip, pictures, self.maps, self.picks, strict=False):
                 image.value = encoded(picture)
-                pick.description = f"#{channel} {float(weights[channel]):.2f}"
-                pick.value = bool(chosen[channel])
-                pick.icon = "check" if chosen[channel] else ""  # not by the shade alone
+                pick.description = f"#{k} {float(self._weights[k]):.2f}"
+                pick.value = bool(self._mask[k])
+                pick.icon = "check" if pick.value else ""  # not by the shade alone
 
     def _run_head(self, item: int, stream: str, channels: tuple[int, ...]) -> Tensor:
         """The logits with these channels only."""
@@ -403,29 +375,24 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     @property
     def caption(self) -> str:
         """Data, model, item, method, target, channels and seed of what is shown."""
-        return f"{self._origin}: {self._what}"
-
-    @property
-    def _what(self) -> str:
-        subject, target = self.subject, self.subject.outputs[self.knobs["target"].value]
-        at, of = "", ""
-        if subject.fps:
-            at, of = f", frame {self.knobs['frame'].value}", f" of the {self._stream}"
+        subject, target = self.subject, self.subject.outputs[self._at("target")]
+        at = f", frame {self._at('frame')}" if subject.fps else ""
+        of = f" of the {self._stream}" if subject.fps else ""
         chosen = views.spelled(self.rule).removeprefix("selib.")
-        return f"{subject.name}{at}; {self._method} for {target}, channels{of} {chosen}"
+        what = f"{subject.name}{at}; {self._at('method')} for {target}, channels{of} {chosen}"
+        return f"{self._origin}: {what}"
 
     def still(self) -> bytes:
         """What is shown as one picture with its caption, for pages without widgets: PNG."""
-        picture = self.subject.picture(self._settings, self.knobs["frame"].value)
-        weights = self._weights()
-        chosen = self.rule.mask(weights[None])[0]
-        return plot.screen(plot.explored(picture, weights, chosen, label=self._label, caption=self.caption))
+        shown = self._picture, self._weights, self._mask
+        return plot.screen(plot.explored(*shown, label=self._label, caption=self.caption))
 
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""
-        rival = self.knobs["compare"].value
-        beside = f" beside {rival}" if rival != views.NOTHING else ""
-        name = re.sub(r"[^\w.]+", "-", f"explorer {self._what}{beside}")[:150].strip("-")
+        words = "explorer " + self.caption.removeprefix(f"{self._origin}: ")
+        if self._at("compare") != views.NOTHING:
+            words += f" beside {self._at('compare')}"
+        name = re.sub(r"[^\w.]+", "-", words)[:150].strip("-")
         path = Path(folder) / f"{name}.png"
         with replacing(path) as part:
             part.write_bytes(self.still())
@@ -469,19 +436,16 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
     """The controls by name."""
     first = subjects[0]
     moving = first.fps > 0
-    select = partial(_sized, ipywidgets.Dropdown, 330, style={"description_width": "86px"})
-    slide = partial(
-        _sized, ipywidgets.FloatSlider, 330, style={"description_width": "86px"}, min=0.0, max=1.0
-    )
-    count = partial(_sized, ipywidgets.IntSlider, 330, style={"description_width": "86px"})
-    press = partial(_sized, ipywidgets.Button)
+    labelled = partial(_sized, width=330, style={"description_width": "86px"})
+    select = partial(labelled, ipywidgets.Dropdown)
+    slide = partial(labelled, ipywidgets.FloatSlider, min=0.0, max=1.0)
+    count = partial(labelled, ipywidgets.IntSlider)
     items = [(subject.name, i) for i, subject in enumerate(subjects)]
-    rivals = (views.NOTHING, *first.rivals)
     last = first.frames - 1
     return {
         "item": select(options=items, description="clip" if moving else "image"),
-        "previous": press(100, description="previous", icon="arrow-left"),
-        "next": press(100, description="next", icon="arrow-right"),
+        "previous": _sized(ipywidgets.Button, 100, description="previous", icon="arrow-left"),
+        "next": _sized(ipywidgets.Button, 100, description="next", icon="arrow-right"),
         "target": select(description="target"),
         "stream": select(options=first.streams, description="stream"),
         "method": select(options=METHODS, value="influence", description="method"),
@@ -489,27 +453,16 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
         "share": slide(value=1.0, min=0.01, step=0.01, readout_format=".0%", description="top share"),
         "k": count(value=10, min=1, max=10, description="k"),
         "threshold": slide(value=0.0, step=0.01, description="above"),
-        "compare": select(options=rivals, description="compare"),
+        "compare": select(options=(views.NOTHING, *first.rivals), description="compare"),
         "colours": select(options=COLORMAPS, description="colours"),
         "opacity": slide(value=0.85 if moving else 0.55, step=0.05, description="opacity"),
         "smooth": _sized(ipywidgets.Checkbox, 90, value=True, description="smooth", indent=False),
         "frame": count(value=0, min=0, max=last, description="frame"),
         "play": ipywidgets.Play(min=0, max=last),
-        "save": press(110, description="save PNG", icon="download"),
+        "save": _sized(ipywidgets.Button, 110, description="save PNG", icon="download"),
     }
 
 
 def _as_written(value: float) -> float:
     """The value as :func:`selib.views.spelled` writes it: the copied lines select the same channels."""
     return float(f"{value:g}")
-
-
-def wav_bytes(wave: NDArray[np.int16], rate: int = 16000) -> bytes:
-    """A mono track as a WAV file."""
-    buffer = BytesIO()
-    with wav.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(wave.astype("<i2").tobytes())
-    return buffer.getvalue()

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from io import BytesIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.io import wavfile
 from torch import Tensor, nn
 
 from selib import baselines, plot
-from selib.forward import bare, to_device
 from selib.explanation import Explanation, Method, explain
+from selib.forward import attached, bare, to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture
-from selib.select import Select, TopFraction
-from selib.views import Settings, cells, check_names, spelled
+from selib.select import Select
+from selib.views import Settings, check_names, heatmap, spelled
 from selib.widgets import Explorer, check_count
-from studies.clips import Film, probability
+from studies.clips import RATE, Film, probability
 from studies.data import SpeakerSet
 
+Levels = NDArray[np.uint8]
 MAPS = 32  # kept of a clip, about a megabyte each
 
 Clip = tuple[Mapping[str, Tensor], Tensor | None, NDArray[np.int16] | None]
-"""Inputs of one clip with B = 1, its labels (1, T), and its sound int16 (N,); ``None`` where there is none."""
+"""Inputs of one clip with B = 1, its labels (1, T) and its sound int16 (N,); ``None`` where there is none."""
 
 
 def explorer(
@@ -38,8 +40,8 @@ def explorer(
     """Look at what a detector looks at, clip by clip.
 
     Args:
-        model: with SE blocks on visual streams and one on the fused streams, called "fusion", whose channels are
-            equal segments in the order of ``model.modalities``.
+        model: with SE blocks on visual streams and one on the fused streams, called "fusion", whose channels
+            are equal segments in the order of ``model.modalities``.
         clips: a set of at most 200 clips; or {name: clip} at 25 frames a second, see :data:`Clip`.
         classes: the names of the model's outputs.
         seed: the network's, for the caption of a saved picture.
@@ -75,19 +77,26 @@ class ClipSubject:
         self, model: nn.Module, clip: Clip, name: str, outputs: Sequence[str], *, fps: float, inputs: str
     ) -> None:
         self.name, self.outputs, self.multilabel = name, outputs, len(outputs) == 1
-        self._inputs, labels, self.wave = clip
+        self._inputs, labels, self._wave = clip
         self._labels = None if labels is None else labels[0].cpu()
+        self.sound = b"" if self._wave is None else _wav(self._wave)
         self.pictures = {stream: plot.pixels(x[0]) for stream, x in self._inputs.items() if x.ndim == 4}
         if not self.pictures:
             raise ValueError(
                 f"{name}: no stream of grey pictures (1, T, H, W), only {', '.join(self._inputs)}"
             )
-        self.frames = len(next(iter(self.pictures.values())))
+        first = next(iter(self.pictures.values()))
+        self.frames, self.fps = len(first), fps
+        self.thumbnail = np.repeat(first[len(first) // 2, :, :, None], 3, 2)
+        self.streams = tuple(stream for stream in self.pictures if stream in attached(model))
+        if not self.streams:
+            raise ValueError(f"no SE block on a stream of pictures: {', '.join(self.pictures)} have none")
         self.modalities: tuple[str, ...] = tuple(getattr(bare(model), "modalities", ()))
         if not self.modalities:
             raise ValueError("give the model an attribute modalities, the segments of the fused channels")
-        self.fps, self._model, self._spelled = fps, model, inputs
+        self._model, self._spelled = model, inputs
         self._maps = lru_cache(MAPS)(self._make_maps)
+        self._rival_maps = lru_cache(None)(self._make_rival_maps)
         self._scores = lru_cache(None)(self._make_scores)
         self._film = lru_cache(1)(self._make_film)
 
@@ -96,28 +105,15 @@ class ClipSubject:
         """The explanation, one forward pass."""
         found = explain(self._model, self._inputs)
         if "fusion" not in found.streams:
-            raise ValueError(
-                'modalities are switched at an SE block called "fusion": '
-                'attach_se(…, at={"face": …, "fusion": …})'
-            )
+            at = 'attach_se(…, at={"face": …, "fusion": …})'
+            raise ValueError(f'modalities are switched at an SE block called "fusion": {at}')
         channels, names = found.streams["fusion"].gates.shape[1], ", ".join(self.modalities)
         if channels % len(self.modalities):
             raise ValueError(
                 f"{channels} fused channels are no {len(self.modalities)} equal segments: {names}"
             )
         check_names(self.outputs, found.logits)
-        if not any(stream in found.streams for stream in self.pictures):
-            raise ValueError(f"no SE block on a stream of pictures: {', '.join(self.pictures)} have none")
         return found
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return tuple(stream for stream in self.pictures if stream in self.whole.streams)
-
-    @property
-    def thumbnail(self) -> Picture:
-        grey = next(iter(self.pictures.values()))[self.frames // 2]
-        return np.repeat(grey[..., None], 3, 2)
 
     def explanation(self, stream: str) -> Explanation:
         return self.whole.streams[stream]
@@ -132,16 +128,16 @@ class ClipSubject:
         for stream, rule in zip(self.streams, settings.rules, strict=True):
             if stream in off:
                 continue
-            maps[stream] = self._maps(stream, settings.method, target, rule, settings.smooth)
+            maps[stream] = self._maps(stream, settings.method, target, settings.smooth, rule)
             if settings.rival in self.rivals:
                 beside = f"{stream}: {settings.rival}"
                 frames[beside] = self.pictures[stream]
-                maps[beside] = self._maps(stream, settings.rival, target, TopFraction(1.0), True)
+                maps[beside] = self._rival_maps(stream, settings.rival, target)
         scores = {"all": self._scores(frozenset(), target)}
         if off:
             scores[f"without {', '.join(sorted(off))}"] = self._scores(off, target)
         look = {"opacity": settings.opacity, "colormap": settings.colormap}
-        details = {"labels": self._labels, "wave": self.wave, "off": off, "fps": self.fps}
+        details = {"labels": self._labels, "wave": self._wave, "off": off, "fps": self.fps}
         return Film(frames, maps, scores=scores, **details, **look)  # type: ignore[arg-type]
 
     def _make_scores(self, off: frozenset[str], target: int) -> NDArray[np.float32]:
@@ -152,25 +148,27 @@ class ClipSubject:
         logits = fusion.with_gates(lambda s: s * keep) if off else fusion.logits
         return probability(logits[0], target)
 
-    def _make_maps(
-        self, stream: str, method: str, target: int, rule: Select, smooth: bool
-    ) -> NDArray[np.uint8]:
-        """A stream's heatmaps (T, H, W), 0 to 255, by one of our methods or a rival."""
-        ex, size = self.explanation(stream), self.pictures[stream].shape
-        if method == "Grad-CAM":
-            inputs = to_device(dict(self._inputs), ex.features.device)
-            maps = baselines.clip_grad_cam(self._model, inputs, stream, target)
-        elif method == "mean of channels":
-            maps = normalize(resize(ex.features.relu().mean(1), size))[0]
-        elif smooth:
-            maps = ex.heatmap(method, target, select=rule)[0]  # type: ignore[arg-type]
-        else:
-            small = cells(ex, method, target, rule)  # type: ignore[arg-type]
-            maps = F.interpolate(small[None], size, mode="nearest")[0, 0]
-        return plot.pixels(maps)
+    def _make_maps(self, stream: str, method: Method, target: int, smooth: bool, rule: Select) -> Levels:
+        """A stream's heatmaps (T, H, W), 0 to 255."""
+        settings = Settings(method, target, (rule,), smooth=smooth)
+        return plot.pixels(heatmap(self.explanation(stream), settings, rule, self.pictures[stream].shape))
 
-    def code(self, stream: str, method: Method, target: int, rule: Select) -> str:
+    def _make_rival_maps(self, stream: str, rival: str, target: int) -> Levels:
+        ex = self.explanation(stream)
+        if rival == "Grad-CAM":
+            inputs = to_device(dict(self._inputs), ex.features.device)
+            return plot.pixels(baselines.clip_grad_cam(self._model, inputs, stream, target))
+        return plot.pixels(normalize(resize(ex.features.relu().mean(1), self.pictures[stream].shape))[0])
+
+    def code(self, stream: str, settings: Settings) -> str:
+        rule = spelled(settings.rules[self.streams.index(stream)])
+        asked = f'"{settings.method}", target={settings.target}, select={rule}'
         return (
-            f"ex = selib.explain(model, {self._spelled})\n"
-            f'heatmap = ex.streams["{stream}"].heatmap("{method}", target={target}, select={spelled(rule)})'
+            f'ex = selib.explain(model, {self._spelled})\nheatmap = ex.streams["{stream}"].heatmap({asked})'
         )
+
+
+def _wav(wave: NDArray[np.int16]) -> bytes:
+    file = BytesIO()
+    wavfile.write(file, RATE, wave)
+    return file.getvalue()

@@ -1,30 +1,28 @@
-"""The explorer, driven as plain Python: its callbacks need no kernel. The browser's part is in test_browser.py."""
+"""The explorer, driven as plain Python: its callbacks need no kernel. test_browser.py has the browser's part."""
 
 from __future__ import annotations
 
 import base64
+import html
+import importlib
 import io
-import wave as wav
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import Detector, detector
 from torch import Tensor, nn
 
 import selib
 from selib import attach_se, explain, plot, views, widgets
+from selib.pixels import normalize
 from selib.select import Channels, TopFraction, TopK
-from studies import clips
-from studies import run as study
-from studies.data import ImageSet, normalize
 
 CLASSES = ["one", "two <b>", "three"]
-RATE = 16000
 
 
 class Eyes(nn.Module):
@@ -40,6 +38,21 @@ class Eyes(nn.Module):
         return self.fc(self.body(x).relu().mean((2, 3)))
 
 
+@dataclass
+class Images:
+    """The least that a set of images has to have."""
+
+    images: Tensor
+    targets: Tensor
+    name: str = "noise"
+    classes: tuple[str, ...] = tuple(CLASSES)
+    multilabel: bool = False
+    synthetic: bool = True
+
+    def batch(self, indices: Any) -> Tensor:
+        return normalize(self.images[indices])
+
+
 @pytest.fixture
 def model() -> Eyes:
     torch.manual_seed(0)
@@ -50,20 +63,16 @@ def model() -> Eyes:
 
 
 @pytest.fixture(scope="module")
-def images() -> ImageSet:
+def images() -> Images:
     torch.manual_seed(1)
-    pixels = torch.randint(0, 256, (4, 3, 32, 24), dtype=torch.uint8)
-    return ImageSet("noise", "val", pixels, torch.tensor([0, 1, 2, 0]), CLASSES, synthetic=True)
+    return Images(torch.randint(0, 256, (4, 3, 32, 24), dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
 
 
 def pixels(view: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(view.value)).convert("RGB"), dtype=int)
 
 
-# ---- images --------------------------------------------------------------------------------------------------------------
-
-
-def test_every_knob_changes_what_it_should(model: Eyes, images: ImageSet) -> None:
+def test_every_knob_changes_what_it_should(model: Eyes, images: Images) -> None:
     ex = widgets.explorer(model, images)
     knob = ex.knobs
     other = next(k for k in range(3) if k != knob["target"].value)
@@ -102,7 +111,7 @@ def test_every_knob_changes_what_it_should(model: Eyes, images: ImageSet) -> Non
     )  # a new image starts at its own prediction
 
 
-def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: ImageSet) -> None:
+def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: Images) -> None:
     ex = widgets.explorer(model, images)
     ex.knobs["item"].value, ex.knobs["share"].value, ex.knobs["opacity"].value = 1, 0.25, 1.0
     ex.knobs["target"].value = 2
@@ -114,7 +123,7 @@ def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: ImageSet) -
     assert seen.shape == (224, 168, 3) and np.abs(seen - table).max() <= 1
 
 
-def test_squares_are_the_cells_of_the_map(model: Eyes, images: ImageSet) -> None:
+def test_squares_are_the_cells_of_the_map(model: Eyes, images: Images) -> None:
     ex = widgets.explorer(model, images)
     ex.knobs["smooth"].value, ex.knobs["opacity"].value = False, 1.0
     seen = pixels(ex.view)[20:, 168 + 8 :]  # a map of 8 x 6
@@ -125,7 +134,7 @@ def test_squares_are_the_cells_of_the_map(model: Eyes, images: ImageSet) -> None
 
 
 def test_the_answer_under_the_selection_is_that_of_the_manipulated_vector(
-    model: Eyes, images: ImageSet
+    model: Eyes, images: Images
 ) -> None:
     widget = widgets.explorer(model, images)
     widget.knobs["rule"].value, widget.knobs["k"].value = "k channels", 4
@@ -145,13 +154,15 @@ def test_the_answer_under_the_selection_is_that_of_the_manipulated_vector(
     ]
 
 
-def test_attributes_are_read_one_by_one(model: Eyes, images: ImageSet) -> None:
-    widget = widgets.explorer(model, images.images, classes=CLASSES, prepare=normalize, multilabel=True)
+def test_attributes_are_read_one_by_one(model: Eyes, images: Images) -> None:
+    attributes = Images(images.images, torch.zeros(4, 3, dtype=torch.long), multilabel=True)
+    widget = widgets.explorer(model, attributes)
+    assert widget.knobs["item"].options[0] == ("image 0", 0)
     yes = float(explain(model, images.batch([0])).logits[0].sigmoid()[widget.knobs["target"].value])
     assert f"{yes:.0%} → {yes:.0%} with the selected channels only" in widget.answers.value
 
 
-def test_a_click_picks_and_drops_a_channel(model: Eyes, images: ImageSet) -> None:
+def test_a_click_picks_and_drops_a_channel(model: Eyes, images: Images) -> None:
     widget = widgets.explorer(model, images)
     widget.knobs["share"].value = 0.25
     strip = list(widget._strip)
@@ -173,7 +184,7 @@ def test_a_click_picks_and_drops_a_channel(model: Eyes, images: ImageSet) -> Non
     assert "0 of 16 channels selected" in widget.gates.value
 
 
-def test_knobs_do_not_run_the_network_again(model: Eyes, images: ImageSet) -> None:
+def test_knobs_do_not_run_the_network_again(model: Eyes, images: Images) -> None:
     widget = widgets.explorer(model, images)
     widget.knobs["item"].value = 1
     widget.knobs["item"].value = 0
@@ -198,7 +209,7 @@ def test_knobs_do_not_run_the_network_again(model: Eyes, images: ImageSet) -> No
     assert ran > runs and model.runs == ran
 
 
-def test_next_and_previous_go_round(model: Eyes, images: ImageSet) -> None:
+def test_next_and_previous_go_round(model: Eyes, images: Images) -> None:
     widget = widgets.explorer(model, images)
     widget.knobs["previous"].click()
     assert widget.knobs["item"].value == 3
@@ -207,38 +218,39 @@ def test_next_and_previous_go_round(model: Eyes, images: ImageSet) -> None:
     assert widget.knobs["item"].value == 1
 
 
-def test_the_two_lines_reproduce_the_view(model: Eyes, images: ImageSet) -> None:
-    import html
+def code(widget: widgets.Explorer) -> str:
+    return html.unescape(widget.lines.value.split("<pre")[1].split(">", 1)[1].split("</pre>")[0])
 
-    import selib
 
+def test_the_two_lines_reproduce_the_view(model: Eyes, images: Images) -> None:
     widget = widgets.explorer(model, images)
     widget.knobs["item"].value, widget.knobs["rule"].value, widget.knobs["k"].value = 2, "k channels", 5
-    code = html.unescape(widget.lines.value.split("<pre")[1].split(">", 1)[1].split("</pre>")[0])
-    assert len(code.splitlines()) == 2
-    names: dict[str, Any] = {"selib": selib, "model": model, "data": images}
-    exec(code, names)  # noqa: S102 (our own two lines)
+    assert len(code(widget).splitlines()) == 2
+    names: dict[str, Any] = {"selib": selib, "model": model, "images": images}
+    exec(code(widget), names)  # noqa: S102 (our own two lines)
     want = widget.subject.explanation("image").heatmap(
         "influence", widget.knobs["target"].value, select=TopK(5)
     )
     assert torch.equal(names["heatmap"], want)
-    given = widgets.explorer(model, images.images, classes=CLASSES)
-    code = html.unescape(given.lines.value.split("<pre")[1].split(">", 1)[1].split("</pre>")[0])
-    names |= {"data": images.images, "prepare": normalize}
-    exec(code, names)  # noqa: S102 (our own two lines)
-    assert names["heatmap"].shape == (1, 32, 24)
+    for prepare in (normalize, lambda x: x.float() / 255):
+        given = widgets.explorer(model, images.images, classes=CLASSES, prepare=prepare)
+        names |= {"images": images.images, "prepare": prepare}
+        exec(code(given), names)  # noqa: S102 (our own two lines)
+        assert torch.equal(names["heatmap"], explain(model, prepare(images.images[:1])).heatmap())
 
 
 def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
-    """In a kernel: the knob is moved after the widget was displayed, and the notebook's second output follows."""
+    """In a kernel: a knob is moved after the widget was displayed, and the notebook's second output follows."""
     import nbformat
     from nbclient import NotebookClient
 
+    folder = Path(__file__).parent
     cells = [
-        "import sys, asyncio\nsys.path.insert(0, "
-        + repr(str(Path(__file__).parent))
-        + ")\nimport torch\nfrom test_explorer import Eyes, attach_se, widgets, CLASSES\n"
-        "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\nex = widgets.explorer(model, torch.zeros(2, 3, 32, 24, dtype=torch.uint8), classes=CLASSES)",
+        f"import sys, asyncio\nsys.path[:0] = [{str(folder)!r}, {str(folder.parents[1])!r}]",
+        "import torch\nfrom test_explorer import CLASSES, Eyes, attach_se, widgets\n"
+        "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\n"
+        "images = torch.zeros(2, 3, 32, 24, dtype=torch.uint8)\n"
+        "ex = widgets.explorer(model, images, classes=CLASSES)",
         "ex",
         "ex.knobs['opacity'].value = 0.2\nfor share in (0.7, 0.4, 0.1):\n    ex.knobs['share'].value = share",
         "await asyncio.sleep(1.5)",
@@ -246,20 +258,16 @@ def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, timeout=120).execute()
-    widget, still = notebook.cells[1].outputs
-    assert set(widget.data) == {study.WIDGET} and set(still.data) == {study.WIDGET, "image/png", "text/plain"}
-    assert (
-        still.data["text/plain"] == notebook.cells[4].outputs[0].text.strip()
-        and "TopFraction(0.1)" in still.data["text/plain"]
-    )
-    cleaned = study.clean(notebook)
-    (left,) = cleaned.cells[1].outputs
-    assert set(left.data) == {"image/png", "text/plain"} and "widgets" not in cleaned.metadata
-    assert Image.open(io.BytesIO(base64.b64decode(left.data["image/png"]))).width > 168 * 2
+    widget, still = notebook.cells[2].outputs
+    kind = "application/vnd.jupyter.widget-view+json"
+    assert set(widget.data) == {kind} and set(still.data) == {kind, "image/png", "text/plain"}
+    assert still.data["text/plain"] == notebook.cells[5].outputs[0].text.strip()
+    assert "TopFraction(0.1)" in still.data["text/plain"]
+    assert Image.open(io.BytesIO(base64.b64decode(still.data["image/png"]))).width > 168 * 2
 
 
 def test_a_picture_is_saved_under_the_name_of_what_it_shows(
-    model: Eyes, images: ImageSet, tmp_path: Any
+    model: Eyes, images: Images, tmp_path: Any
 ) -> None:
     widget = widgets.explorer(model, images, seed=7)
     target = CLASSES[widget.knobs["target"].value]
@@ -278,7 +286,7 @@ def test_a_picture_is_saved_under_the_name_of_what_it_shows(
     assert widget.save(tmp_path) != path and len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: ImageSet) -> None:
+def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: Images) -> None:
     widget = widgets.explorer(model, images)
     knob = widget.knobs
     knob["method"].value = "top-gate"
@@ -292,7 +300,7 @@ def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: ImageSet
     assert "3 of 16" in widget.gates.value and widget.rule == Channels(tuple(sorted(widget._strip[:3])))
 
 
-def test_maps_of_tokens_are_not_given_to_the_cams(images: ImageSet) -> None:
+def test_maps_of_tokens_are_not_given_to_the_cams(images: Images) -> None:
     class Tokens(Eyes):
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.tokens(self.body(x).flatten(2).mT).mean(1))
@@ -308,18 +316,18 @@ def test_maps_of_tokens_are_not_given_to_the_cams(images: ImageSet) -> None:
     assert widget.knobs["compare"].options == ("nothing",)
 
 
-def test_what_does_not_fit_is_refused(model: Eyes, images: ImageSet) -> None:
+def test_what_does_not_fit_is_refused(model: Eyes, images: Images) -> None:
     with pytest.raises(ValueError, match="2 class names do not fit 3 logits"):
         widgets.explorer(model, images.images, classes=CLASSES[:2])
     with pytest.raises(ValueError, match="pass classes="):
         widgets.explorer(model, images.images)
-    with pytest.raises(ValueError, match="nothing to look at"):
-        widgets.explorer(model, images.subset(slice(0, 0)))
-    with pytest.raises(ValueError, match=r"201 images or clips: choose up to 200"):
-        widgets.explorer(model, torch.zeros(201, 3, 8, 8, dtype=torch.uint8), classes=CLASSES)
+    for count in (0, 201):
+        many = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+        with pytest.raises(ValueError, match=f"1 to 200 images or clips, not {count}"):
+            widgets.explorer(model, many, classes=CLASSES)
 
 
-def test_a_network_with_blocks_of_its_own_has_no_rivals(images: ImageSet) -> None:
+def test_a_network_with_blocks_of_its_own_has_no_rivals(images: Images) -> None:
     from torchvision.models import mobilenet_v3_small
 
     torch.manual_seed(0)
@@ -333,7 +341,17 @@ def test_it_is_found_where_the_readme_says() -> None:
         selib.__getattr__("widget")
 
 
-# ---- drawings ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("module", "missing"), [("widgets", "ipywidgets"), ("plot", "PIL")])
+def test_a_missing_package_is_named(module: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, f"selib.{module}")
+    with pytest.raises(
+        ImportError, match=rf"^selib.{module} needs {missing}: pip install 'selib\[widgets\]'$"
+    ):
+        importlib.import_module(f"selib.{module}")
+
+
+# ---- drawings -------------------------------------------------------------------------------------
 
 
 def test_a_drawing_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
@@ -350,175 +368,6 @@ def test_a_drawing_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
     )
 
 
-def test_laid_over_is_an_overlay() -> None:
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    heatmap = rng.random((6, 5)).astype(np.float32)
-    want = plot.overlay(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(heatmap), opacity=0.4)
-    found = views.laid_over(picture, heatmap, views.Look(opacity=0.4))
-    assert np.abs(found.astype(int) - want.astype(int)).max() <= 3
-
-
 def test_a_picture_is_encoded_without_loss() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    back = cv2.imdecode(np.frombuffer(views.encoded(picture), np.uint8), cv2.IMREAD_COLOR)
-    assert np.array_equal(back[..., ::-1], picture)
-
-
-# ---- clips ---------------------------------------------------------------------------------------------------------------
-
-
-def player(**options: Any) -> tuple[widgets.Explorer, Detector, dict[str, views.Clip]]:
-    torch.manual_seed(0)
-    model = detector(others=3.0)
-    found = {
-        name: (
-            {
-                "audio": 9 * torch.randn(1, 4 * n, 13),
-                "face": torch.rand(1, n, 112, 112),
-                "body": torch.rand(1, n, 112, 112),
-            },
-            torch.ones(1, n),
-            np.arange(640 * n, dtype=np.int16),
-        )
-        for name, n in (("long", 20), ("short", 12))
-    }
-    return widgets.explorer(model, found, **options), model, found
-
-
-def test_every_control_of_a_clip_redraws() -> None:
-    widget, _, _ = player()
-    knobs = widget.knobs | widget.switches
-    seen = [pixels(widget.view)]
-    for name, value in (
-        ("frame", 7),
-        ("face", False),
-        ("audio", False),
-        ("face", True),
-        ("method", "gate"),
-        ("share", 0.5),
-        ("item", 1),
-        ("share", 1.0),
-        ("method", "influence"),
-        ("frame", 3),
-        ("smooth", False),
-        ("opacity", 0.3),
-        ("colours", "viridis"),
-        ("compare", "mean of channels"),
-    ):
-        knobs[name].value = value
-        seen.append(pixels(widget.view))
-        changed = seen[-1].shape != seen[-2].shape or np.abs(seen[-1] - seen[-2]).max() > 20
-        assert changed, name
-    before = widget.gates.value
-    knobs["stream"].value = "body"
-    assert widget.gates.value != before
-
-
-def test_a_clip_is_drawn_as_the_explanation_says() -> None:
-    widget, model, found = player()
-    inputs, labels, sound = found["long"]
-    ex = explain(model, inputs)
-    widget.switches["face"].value = False
-    widget.knobs["method"].value, widget.knobs["share"].value, widget.knobs["frame"].value = "gate", 0.5, 11
-    gates = ex.streams["fusion"].gates.clone()
-    gates[:, 2:4] = 0
-    without = ex.streams["fusion"].with_gates(gates)[0].sigmoid()[:, 0]
-    with_all = ex.logits[0].sigmoid()[:, 0]
-    heatmap = ex.streams["body"].heatmap("gate", 0, select=TopFraction(0.5))[0]
-    expected = clips.Film(
-        {"face": inputs["face"][0], "body": inputs["body"][0]},
-        {"body": heatmap},
-        scores={"all": with_all, "without face": without},
-        labels=labels[0],
-        wave=sound,
-        off={"face"},
-    )
-    assert np.array_equal(pixels(widget.view), expected[11])
-    assert not torch.allclose(with_all, without)
-
-
-def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() -> None:
-    widget, model, _ = player()
-    widget.switches["face"].value = False
-    widget.knobs["method"].value = "gate"
-    runs, made = len(model.seen), set()
-    for t in range(20):
-        widget.knobs["frame"].value = t
-        made.add(widget.view.value)
-    assert len(made) == 20 and len(model.seen) == runs
-    before = widget.view.value
-    for control, value in (
-        (widget.switches["face"], True),
-        (widget.knobs["method"], "influence"),
-        (widget.knobs["method"], "gate"),
-        (widget.switches["face"], False),
-    ):
-        control.value = value
-    assert widget.view.value == before and len(model.seen) == runs
-
-
-def test_a_rival_is_not_made_again_while_the_selection_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], views.baselines.clip_grad_cam
-    monkeypatch.setattr(
-        views.baselines, "clip_grad_cam", lambda *given: made.append(given[2]) or real(*given)
-    )
-    widget, _, _ = player()
-    widget.knobs["compare"].value = "Grad-CAM"
-    for share in np.linspace(0.02, 1, 40).round(2):  # more selections than maps are kept
-        widget.knobs["share"].value = share
-    assert made == ["face", "body"]
-
-
-def test_channels_are_picked_for_each_stream() -> None:
-    widget, _, _ = player()
-    widget.picks[0].value = False
-    dropped = widget._strip[0]
-    face = widget.rule
-    widget.knobs["stream"].value = "body"
-    assert "picked by hand" == widget.knobs["rule"].value and widget.rule == TopFraction(1.0)
-    widget.picks[1].value = False
-    assert isinstance(widget.rule, Channels) and widget._strip[1] not in widget.rule.indices
-    widget.knobs["stream"].value = "face"
-    assert widget.rule == face and dropped not in face.indices
-
-
-def test_the_threshold_reaches_over_all_frames() -> None:
-    widget, model, found = player()
-    ex = explain(model, found["long"][0]).streams["face"]
-    influence = ex.influence(0)[0]
-    slider = widget.knobs["threshold"]
-    assert slider.min == pytest.approx(float(influence.min())) and slider.max >= float(influence.max())
-    assert influence.max() > influence[:, 0].max()
-
-
-def test_another_clip_brings_its_length_and_its_sound() -> None:
-    widget, _, found = player()
-    widget.knobs["frame"].value = 19
-    widget.knobs["item"].value = 1
-    assert widget.knobs["frame"].max == widget.knobs["play"].max == widget.knobs["frame"].value == 11
-    with wav.open(io.BytesIO(widget.sound.value)) as file:
-        assert (file.getnchannels(), file.getframerate()) == (1, RATE)
-        assert np.array_equal(np.frombuffer(file.readframes(10**6), "<i2"), found["short"][2])
-
-
-def test_clips_need_modalities_a_fusion_and_a_stream_of_pictures() -> None:
-    _, model, found = player()
-    with pytest.raises(ValueError, match="nothing to look at"):
-        widgets.explorer(model, {})
-    with pytest.raises(ValueError, match="2 class names do not fit 1 logits"):
-        widgets.explorer(model, found, classes=["speaks", "is silent"])
-    with pytest.raises(
-        ValueError, match=r"long: there is no stream of grey pictures \(1, T, H, W\) among audio"
-    ):
-        widgets.explorer(model, {"long": ({"audio": found["long"][0]["audio"]}, None, None)})
-    with pytest.raises(ValueError, match="6 fused channels are no 4 equal segments"):
-        widgets.explorer(model, found, modalities=("a", "b", "c", "d"))
-    single = Detector().eval()
-    attach_se(single, found["long"][0], at={"face": "face"})
-    with pytest.raises(ValueError, match='an SE block called "fusion"'):
-        widgets.explorer(single, found)
-    blind = Detector().eval()
-    attach_se(blind, found["long"][0], at={"fusion": "fuse"})
-    with pytest.raises(ValueError, match="no SE block on a stream of pictures: face, body have none"):
-        widgets.explorer(blind, found)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(views.encoded(picture)))), picture)

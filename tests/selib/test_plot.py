@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -42,26 +45,6 @@ def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
     assert shape(5) == (2, 5)
 
 
-def test_a_rank_plot_puts_the_best_on_top() -> None:
-    scores = {
-        "deletion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
-        "insertion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
-    }
-    fig = plot.rank_plot(scores, ours=["a"], controls=["b"], lower_is_better=("deletion",))
-    labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in fig.axes]
-    assert labels == [["b", "a"], ["a", "b"]]
-    assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
-
-
-def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:
-    images = torch.full((2, 3, 8, 6), 90, dtype=torch.uint8)
-    maps = {"Smiling": torch.ones(2, 8, 6)}
-    fig = plot.attribute_grid(images, maps, {"Smiling": torch.tensor([0.9, 0.2])}, titles=["a", "b"])
-    yes, no = fig.axes[2].images[0], fig.axes[3].images[0]
-    assert yes.get_array().shape == (8, 6, 3) and no.get_array().shape == (8, 6)
-    assert [ax.get_title() for ax in fig.axes] == ["a", "b", "90%", "20%"]
-
-
 def test_a_contact_sheet_shows_every_image_once() -> None:
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4).clone()
     fig = plot.contact_sheet(images, columns=3, titles=list("abcde"))
@@ -69,14 +52,33 @@ def test_a_contact_sheet_shows_every_image_once() -> None:
     assert shown == [0, 1, 2, 3, 4] and len(fig.axes) == 6
 
 
-def test_dots_are_sorted_by_the_first_series() -> None:
-    fig = plot.side_by_side({"without": [0.9, 0.5], "with": [0.8, 0.7]}, ["high", "low"], xlabel="accuracy")
-    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["low", "high"]
-    assert fig.axes[0].lines[1].get_xdata().tolist() == [0.7, 0.8]
+def test_a_tint_leaves_zero_alone_and_mixes_by_value() -> None:
+    grey, values = np.full((1, 3), 200, np.uint8), np.array([[0.0, 1.0, 0.6]])
+    found = plot.tint(grey, values, opacity=0.5, colormap="gray")
+    # At 1: half image, half white; at 0.6 (153/255): 0.7 of the image and 0.3 of the grey 153.
+    assert found.tolist() == [[[200] * 3, [228] * 3, [186] * 3]]
+    levels = np.array([[0, 255, 153]], np.uint8)
+    assert np.array_equal(plot.tint(grey, levels, opacity=0.5, colormap="gray"), found)
+    colour = np.array([[[10, 20, 30]] * 3], np.uint8)
+    assert plot.tint(colour, values)[0, 0].tolist() == [10, 20, 30]
+    with pytest.raises(ValueError, match="does not fit the image"):
+        plot.tint(grey, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="opacity"):
+        plot.tint(grey, values, opacity=2)
 
 
-def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
-    fig = plot.part_grid({"Male": {"hair": (2.0, 1.5), "nose": (0.5, None)}, "Young": {"hair": (1.0, -0.5)}})
-    left, right = (ax.collections[0].get_array() for ax in fig.axes[:2])
-    assert np.asarray(left.filled(np.nan)).ravel().tolist()[:2] == [2.0, 1.0]
-    assert right.mask.ravel().tolist() == [False, False, True, True]
+def test_a_line_of_text_is_cut_at_the_edges() -> None:
+    page = np.full((20, 30, 3), 255, np.uint8)
+    plot.write_line(page, "longer than the page", 4, 2)
+    assert (page[:, :4] == 255).all() and page[:, 20:].min() < 128
+
+
+def test_selib_alone_imports_no_package_for_pictures() -> None:
+    names = "{'matplotlib', 'PIL', 'ipywidgets', 'IPython', 'seaborn', 'cv2'}"
+    code = f"import sys, selib; found = {names} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pictures_need_neither_seaborn_nor_opencv() -> None:
+    code = "import sys; sys.modules.update(seaborn=None, cv2=None); import selib.widgets"
+    subprocess.run([sys.executable, "-c", code], check=True)

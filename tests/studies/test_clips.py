@@ -1,4 +1,4 @@
-"""Film strips, films and annotated videos."""
+"""Films of clips, and frames with their people marked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selib import plot, video
+from selib import video
 from studies import clips
 from studies.data.crops import crop
 
@@ -20,105 +20,13 @@ def crops(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 112, 112), dtype=np.uint8)
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_tint_leaves_zero_alone_and_mixes_by_value() -> None:
-    grey, values = np.full((1, 3), 200, np.uint8), np.array([[0.0, 1.0, 0.6]])
-    found = plot.tint(grey, values, opacity=0.5, colormap="gray")
-    # At 1: half image, half white; at 0.6 (153/255): 0.7 of the image and 0.3 of the grey 153.
-    assert found.tolist() == [[[200] * 3, [228] * 3, [186] * 3]]
-    levels = np.array([[0, 255, 153]], np.uint8)
-    assert np.array_equal(plot.tint(grey, levels, opacity=0.5, colormap="gray"), found)
-    colour = np.array([[[10, 20, 30]] * 3], np.uint8)
-    assert plot.tint(colour, values)[0, 0].tolist() == [10, 20, 30]
-    with pytest.raises(ValueError, match="does not lie on"):
-        plot.tint(grey, np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="opacity"):
-        plot.tint(grey, values, opacity=2)
-
-
 def test_spans_and_envelope_by_hand() -> None:
-    assert plot.spans(torch.tensor([1, 1, 0, 0, 1, 0, 1])) == [(0, 2), (4, 5), (6, 7)]
-    assert plot.spans(np.zeros(3)) == []
-    assert plot.envelope(np.array([0, 2, -4, 1, 0, 0]), 3).tolist() == [[0, 0.5], [-1, 0.25], [0, 0]]
+    assert clips.spans(torch.tensor([1, 1, 0, 0, 1, 0, 1])) == [(0, 2), (4, 5), (6, 7)]
+    assert clips.spans(np.zeros(3)) == []
+    assert clips.envelope(np.array([0, 2, -4, 1, 0, 0]), 3).tolist() == [[0, 0.5], [-1, 0.25], [0, 0]]
 
 
-def test_a_strip_shows_the_chosen_frames_over_their_time() -> None:
-    frames = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((112, 112), np.uint8)
-    fig = plot.film_strip(
-        {"face": frames, "body": frames},
-        {"face": torch.zeros(40, 112, 112)},
-        scores={"with": torch.linspace(0, 1, 40), "without": np.zeros(40)},
-        labels=torch.cat([torch.ones(10), torch.zeros(30)]),
-        wave=np.zeros(40 * 640, np.int16),
-        shares={"audio": np.full(40, 3.0), "face": np.full(40, 1.0)},
-        shown=4,
-    )
-    face, body, sound, scores, shares = fig.axes
-    # 40 frames in four stretches of ten: the middle one of each, 5, 15, 25 and 35.
-    for ax in (face, body):
-        picture = np.asarray(ax.images[0].get_array())
-        assert [int(picture[50, 58 + 116 * i].max()) for i in range(4)] == [5, 15, 25, 35]
-    assert [text.get_text() for text in face.texts] == ["0.20 s", "0.60 s", "1.00 s", "1.40 s"]
-    across, tall = fig.get_size_inches() * face.get_position().size
-    assert across == pytest.approx(4 * tall)  # the crops are square
-    for ax in (sound, scores, shares):
-        assert ax.get_xlim() == (0, 1.6) and ax.get_position().x0 == pytest.approx(face.get_position().x0)
-    assert [(patch.get_x(), patch.get_width()) for patch in scores.patches] == [(0, pytest.approx(0.4))]
-    assert np.allclose(scores.lines[0].get_ydata(), np.linspace(0, 1, 40))
-    assert scores.lines[0].get_linestyle() != scores.lines[1].get_linestyle()
-    tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
-    assert tops == pytest.approx([0.75, 1.0])  # scaled to sum to one
-
-
-def test_a_strips_colours_reach_up_to_its_largest_value() -> None:
-    maps = np.zeros((4, 112, 112))
-    maps[0, :, :56], maps[1, :, :56], maps[2] = 51 / 255, 102 / 255, 1.0  # the third is not shown
-    fig = plot.film_strip(np.full((4, 112, 112), 90, np.uint8), maps, shown=[0, 1, 3])
-    picture = np.asarray(fig.axes[0].images[0].get_array())
-    expected = plot.tint(np.full((1, 3), 90, np.uint8), np.array([[0.5, 1.0, 0.0]]))[0]
-    assert np.array_equal(picture[50, [30, 146, 262]], expected)
-    assert np.array_equal(picture[50, 100], [90, 90, 90])
-
-
-def test_a_strip_of_plain_frames_has_nothing_beneath() -> None:
-    assert len(plot.film_strip(torch.rand(3, 112, 112)).axes) == 1  # and fewer frames than columns
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"maps": {"face": torch.zeros(8, 7, 7)}}, r"'face' has the shape \(8, 7, 7\).*pass size="),
-        ({"maps": {"body": torch.zeros(8, 112, 112)}}, "for 'body', but only the rows 'face'"),
-        ({"masks": {"face": torch.zeros(9, 112, 112)}}, "mask of face"),
-        ({"scores": torch.zeros(7)}, r"'model' has the shape \(7,\), but there are 8 frames"),
-        ({"labels": torch.zeros(1, 8)}, r"'labels' has the shape \(1, 8\)"),
-        ({"shares": {"face": -np.ones(8)}}, "must not be negative"),
-        ({"shown": [3, 8]}, r"shown=\[3, 8\] is not within the 8 frames"),
-    ],
-)
-def test_a_strip_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plot.film_strip({"face": torch.zeros(8, 112, 112)}, **change)
-
-
-def test_modality_bars_stand_at_their_means_with_their_intervals() -> None:
-    values = {
-        "optimal": {"audio": (0.3, 0.2, 0.5), "face": (0.7, 0.6, 0.8)},
-        "noise": {"audio": (0.1, 0.0, 0.2), "face": (0.9, 0.8, 1.0)},
-    }
-    ax = plot.modality_bars(values).axes[0]
-    assert [[bar.get_height() for bar in group] for group in ax.containers] == [[0.3, 0.1], [0.7, 0.9]]
-    ends = [segment[:, 1].tolist() for lines in ax.collections for segment in lines.get_segments()]
-    assert ends == [[0.2, 0.5], [0.0, 0.2], [0.6, 0.8], [0.8, 1.0]]
-    hatches = {bars[0].get_hatch() for bars in ax.containers}
-    assert len(hatches) == 2  # readable without colours
-    with pytest.raises(ValueError, match=r"'noise' has the modalities \['face'\]"):
-        plot.modality_bars({"optimal": values["optimal"], "noise": {"face": (0, 0, 0)}})
-
-
-# ---- films -------------------------------------------------------------------------------------------------------------
+# ---- films ----------------------------------------------------------------------------------------
 
 
 def film(frames: int = 20, **change: Any) -> clips.Film:
@@ -176,7 +84,8 @@ def test_a_film_of_one_small_stream_and_nothing_else_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"maps": {"hand": np.zeros((20, 112, 112))}}, "for 'hand'"),
+        ({"maps": {"hand": np.zeros((20, 112, 112))}}, "maps for 'hand'"),
+        ({"maps": {"face": np.zeros((20, 7, 7))}}, r"maps for 'face' of \(20, 7, 7\) do not fit"),
         ({"scores": {"all": np.zeros(3)}}, r"'all' has the shape \(3,\)"),
         ({"labels": np.zeros(19)}, r"'labels' has the shape \(19,\)"),
     ],
@@ -187,15 +96,15 @@ def test_a_film_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
 
 
 def test_a_film_becomes_a_video_with_its_sound(tmp_path: Path) -> None:
-    frames = {"face": crops(10)}
     tone = (8000 * np.sin(np.arange(6400) / 8)).astype(np.int16)
-    video.write(tmp_path / "film.mp4", clips.strip_video(frames, wave=tone), fps=FPS, audio=tone)
+    scenes = clips.Film({"face": crops(10)}, wave=tone)
+    video.write(tmp_path / "film.mp4", scenes, fps=FPS, audio=tone)
     back = [frame for _, frame in video.read_frames(tmp_path / "film.mp4")]
-    assert len(back) == 10 and back[0].shape[:2] == next(clips.strip_video(frames, wave=tone)).shape[:2]
+    assert len(back) == 10 and back[0].shape == scenes[0].shape
     assert np.corrcoef(video.read_audio(tmp_path / "film.mp4")[1600:4800], tone[1600:4800])[0, 1] > 0.9
 
 
-# ---- annotated frames ----------------------------------------------------------------------------------------------------
+# ---- annotated frames -----------------------------------------------------------------------------
 
 
 def test_who_speaks_has_a_solid_green_box_and_who_does_not_a_broken_red_one() -> None:

@@ -1,0 +1,118 @@
+"""The studies' figures, by what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selib import plot
+from studies import figures
+
+
+def test_a_rank_plot_puts_the_best_on_top() -> None:
+    scores = {
+        "deletion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
+        "insertion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
+    }
+    fig = figures.rank_plot(scores, ours=["a"], controls=["b"], lower_is_better=("deletion",))
+    labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in fig.axes]
+    assert labels == [["b", "a"], ["a", "b"]]
+    assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
+
+
+def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:
+    images = torch.full((2, 3, 8, 6), 90, dtype=torch.uint8)
+    maps = {"Smiling": torch.ones(2, 8, 6)}
+    fig = figures.attribute_grid(images, maps, {"Smiling": torch.tensor([0.9, 0.2])})
+    yes, no = fig.axes[2].images[0], fig.axes[3].images[0]
+    assert yes.get_array().shape == (8, 6, 3) and no.get_array().shape == (8, 6)
+    assert [ax.get_title() for ax in fig.axes] == ["", "", "90%", "20%"]
+
+
+def test_dots_are_sorted_by_the_first_series() -> None:
+    fig = figures.side_by_side(
+        {"without": [0.9, 0.5], "with": [0.8, 0.7]}, ["high", "low"], xlabel="accuracy"
+    )
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["low", "high"]
+    assert fig.axes[0].lines[1].get_xdata().tolist() == [0.7, 0.8]
+
+
+def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
+    fig = figures.part_grid(
+        {"Male": {"hair": (2.0, 1.5), "nose": (0.5, None)}, "Young": {"hair": (1.0, -0.5)}}
+    )
+    left, right = (ax.collections[0].get_array() for ax in fig.axes[:2])
+    assert np.asarray(left.filled(np.nan)).ravel().tolist()[:2] == [2.0, 1.0]
+    assert right.mask.ravel().tolist() == [False, False, True, True]
+
+
+def test_a_strip_shows_the_chosen_frames_over_their_time() -> None:
+    frames = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((112, 112), np.uint8)
+    fig = figures.film_strip(
+        {"face": frames, "body": frames},
+        {"face": torch.zeros(40, 112, 112)},
+        scores=torch.linspace(0, 1, 40),
+        labels=torch.cat([torch.ones(10), torch.zeros(30)]),
+        wave=np.zeros(40 * 640, np.int16),
+        shares={"audio": np.full(40, 3.0), "face": np.full(40, 1.0)},
+        shown=4,
+    )
+    face, body, sound, scores, shares = fig.axes
+    # 40 frames in four stretches of ten: the middle one of each, 5, 15, 25 and 35.
+    for ax in (face, body):
+        picture = np.asarray(ax.images[0].get_array())
+        assert [int(picture[50, 58 + 116 * i].max()) for i in range(4)] == [5, 15, 25, 35]
+    assert [text.get_text() for text in face.texts] == ["0.20 s", "0.60 s", "1.00 s", "1.40 s"]
+    across, tall = fig.get_size_inches() * face.get_position().size
+    assert across == pytest.approx(4 * tall)  # the crops are square
+    for ax in (sound, scores, shares):
+        assert ax.get_xlim() == (0, 1.6) and ax.get_position().x0 == pytest.approx(face.get_position().x0)
+    assert [(patch.get_x(), patch.get_width()) for patch in scores.patches] == [(0, pytest.approx(0.4))]
+    assert np.allclose(scores.lines[0].get_ydata(), np.linspace(0, 1, 40))
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
+    assert tops == pytest.approx([0.75, 1.0])  # scaled to sum to one
+
+
+def test_a_strips_colours_reach_up_to_the_largest_value_shown() -> None:
+    maps = np.zeros((6, 112, 112))
+    maps[1, :, :56], maps[3, :, :56], maps[2] = 51 / 255, 102 / 255, 1.0  # frames 1, 3 and 5 are shown
+    fig = figures.film_strip({"face": np.full((6, 112, 112), 90, np.uint8)}, {"face": maps}, shown=3)
+    picture = np.asarray(fig.axes[0].images[0].get_array())
+    expected = plot.tint(np.full((1, 3), 90, np.uint8), np.array([[0.5, 1.0, 0.0]]))[0]
+    assert np.array_equal(picture[50, [30, 146, 262]], expected)
+    assert np.array_equal(picture[50, 100], [90, 90, 90])
+
+
+def test_a_strip_of_plain_frames_has_nothing_beneath() -> None:
+    assert len(figures.film_strip({"face": torch.rand(3, 112, 112)}).axes) == 1  # fewer frames than columns
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": {"face": torch.zeros(8, 7, 7)}}, r"maps for 'face' of \(8, 7, 7\) do not fit the frames"),
+        ({"maps": {"body": torch.zeros(8, 112, 112)}}, "maps for 'body'"),
+        ({"scores": torch.zeros(7)}, r"'scores' has the shape \(7,\), but there are 8 frames"),
+        ({"labels": torch.zeros(1, 8)}, r"'labels' has the shape \(1, 8\)"),
+        ({"shares": {"face": -np.ones(8)}}, "must not be negative"),
+    ],
+)
+def test_a_strip_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        figures.film_strip({"face": torch.zeros(8, 112, 112)}, **change)
+
+
+def test_modality_bars_stand_at_their_means_with_their_intervals() -> None:
+    values = {
+        "optimal": {"audio": (0.3, 0.2, 0.5), "face": (0.7, 0.6, 0.8)},
+        "noise": {"audio": (0.1, 0.0, 0.2), "face": (0.9, 0.8, 1.0)},
+    }
+    ax = figures.modality_bars(values).axes[0]
+    assert [[bar.get_height() for bar in group] for group in ax.containers] == [[0.3, 0.1], [0.7, 0.9]]
+    ends = [segment[:, 1].tolist() for lines in ax.collections for segment in lines.get_segments()]
+    assert ends == [[0.2, 0.5], [0.0, 0.2], [0.6, 0.8], [0.8, 1.0]]
+    hatches = {bars[0].get_hatch() for bars in ax.containers}
+    assert len(hatches) == 2  # readable without colours
