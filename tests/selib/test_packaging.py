@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import selib
@@ -28,6 +31,22 @@ def requirements() -> dict[str, Requirement]:
     found = {Requirement(text).name: Requirement(text) for text in texts}
     del found["selib"]  # an extra that includes others
     return found
+
+
+def imported(folder: str) -> set[str]:
+    """The packages that the code of a folder imports."""
+    nodes = [node for path in (ROOT / folder).rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    owners = packages_distributions()
+    return {canonicalize_name(owners[top][0]) for name in names if (top := name.partition(".")[0]) in owners}
+
+
+def test_every_package_that_is_imported_is_a_requirement() -> None:
+    dev = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependency-groups"]["dev"]}
+    everything = {canonicalize_name(name) for name in requirements()} | {"selib"}
+    assert imported("selib") | imported("studies") <= everything - dev
+    assert imported("tests") <= everything
 
 
 def test_selib_alone_needs_little() -> None:
