@@ -18,6 +18,16 @@ def corners(box: Sequence[float]) -> tuple[int, int, int, int]:
     return left, top, max(left + 1, math.floor(box[2] + 0.5)), max(top + 1, math.floor(box[3] + 0.5))
 
 
+def check_box(box: Sequence[float], width: int, height: int) -> None:
+    """ValueError for a box that is empty, or outside a frame of this size altogether."""
+    said = f"the box {', '.join(f'{edge:g}' for edge in box)}"
+    if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
+        raise ValueError(f"{said} is empty: x1 < x2 and y1 < y2")
+    left, top, right, bottom = corners(box)
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise ValueError(f"{said} lies outside the frame of {width}x{height} pixels")
+
+
 def crop(frame: NDArray[np.uint8], box: Sequence[float], *, side: int = 112) -> NDArray[np.uint8]:
     """What a box shows, in grey and stretched to a square: uint8 (side, side).
 
@@ -26,24 +36,22 @@ def crop(frame: NDArray[np.uint8], box: Sequence[float], *, side: int = 112) -> 
         box: x1, y1, x2, y2 in pixels. Where it leaves the frame the crop is grey (110).
 
     Raises:
-        ValueError: a box that is not finite, has no area or lies outside the frame altogether.
+        ValueError: see :func:`check_box`.
     """
-    if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
-        raise ValueError(f"box must be finite x1 < x2, y1 < y2, not {tuple(box)}")
-    left, top, right, bottom = corners(box)
     height, width = frame.shape[:2]
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise ValueError(f"box {tuple(box)} lies outside the frame of {width}x{height} pixels")
+    check_box(box, width, height)
+    left, top, right, bottom = corners(box)
     grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
     inside = grey[max(top, 0) : bottom, max(left, 0) : right]
     around = (max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0))
-    return fit_square(cv2.copyMakeBorder(inside, *around, cv2.BORDER_CONSTANT, value=BEYOND), side)
+    whole = cv2.copyMakeBorder(inside, *around, cv2.BORDER_CONSTANT, value=BEYOND)
+    return fit_square(whole.astype(np.uint8, copy=False), side)
 
 
 def body_box(face: Sequence[float]) -> tuple[float, float, float, float]:
-    """Where the body to a face is looked for when nobody marked it: x1, y1, x2, y2 in the units of the face's box.
+    """Where the body to a face is looked for when nobody marked it: x1, y1, x2, y2, as the face's box.
 
-    Three and a half faces wide, about its middle, and four high, from half a face above it. It may leave the frame.
+    Three and a half faces wide, about its middle, and four high, from half a face above it on.
     """
     x1, y1, x2, y2 = face
     width, height = x2 - x1, y2 - y1
@@ -55,4 +63,5 @@ def fit_square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     if image.shape == (side, side):
         return image
     shrinks = min(image.shape) > side
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (side, side), interpolation=way), dtype=np.uint8)

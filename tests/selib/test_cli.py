@@ -1,21 +1,22 @@
-"""The command line: exit codes, one-line errors, the report of a run, and heatmaps of image files."""
+"""`selib explain`: heatmaps of image files, folders and videos; one-line errors and exit codes."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_notebooks
 import torch
 from PIL import Image
 
-from selib import attach_se
+import selib
+from selib import attach_se, video
+from selib.checkpoint import save_checkpoint
 from selib.cli import main
-from selib.train import save_checkpoint
-from studies import results
-from studies.networks import build
+from selib.files import read_image
+from studies.networks import SHIPPED, build
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -27,111 +28,35 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("files", "message"),
     [
-        (["run", "--profile", "fast"], "unknown profile 'fast': choose one of smoke, standard, full"),
-        (["run", "07_cost"], "unknown notebook '07_cost': choose from 00_good"),
-        (["run", "-p", "level"], "-p level: give a parameter as KEY=VALUE"),
-        (["run", "-p", "lvl=1"], "00_good has no parameter 'lvl'"),
-        (["run", "--jobs", "0"], "jobs is 0: give 1 or more"),
-        (["data", "check", "cifra10"], "cifra10"),
-        (["explain", "x.png", "--checkpoint", "no.safetensors", "--out", "o"], "x.png: no such file"),
-        (["explain", "x.mp4", "--checkpoint", "no.safetensors", "--out", "o"], "x.mp4: no such file"),
-        (
-            ["explain", "a/x.png", "b/x.png", "--checkpoint", "c", "--out", "o"],
-            "a/x.png: two files have this name",
-        ),
-        (["explain", ".", "--checkpoint", "c", "--out", "o"], ". holds no images and no videos"),
+        (["x.png"], "x.png: no such file"),
+        (["x.mp4"], "x.mp4: no such file"),
+        (["a/x.png", "b/x.png"], "a/x.png: two files have this name"),
+        (["."], ". holds no images and no videos"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
+    files: list[str],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny_notebooks.good(tmp_path / "notebooks", "00_good")
-    assert main(arguments) == 2
+    assert main(["explain", *files, "--checkpoint", "no.safetensors", "--out", "o"]) == 2
     assert message in error(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
-
-
-def test_a_failed_notebook_is_exit_code_1_and_an_interrupt_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from studies import run as study
-
-    monkeypatch.setattr(
-        study,
-        "run",
-        lambda *_, **__: [
-            study.Outcome("00_x", "done", 1),
-            study.Outcome("01_y", "failed", 1, "cell 3 (a): E: b"),
-        ],
-    )
-    assert main(["run"]) == 1
-    assert error(capsys) == "01_y: cell 3 (a): E: b"
-    monkeypatch.setattr(study, "run", lambda *_, **__: [study.Outcome("00_x", "done", 1)])
-    assert main(["run"]) == 0
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(study, "run", interrupted)
-    assert main(["run"]) == 130
-
-
-def test_run_hands_its_options_to_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    from studies import run as study
-
-    seen: dict[str, object] = {}
-
-    def run(names: list[str], **options: object) -> list[study.Outcome]:
-        seen.update(options, names=names)
-        return []
-
-    monkeypatch.setattr(study, "run", run)
-    main(
-        [
-            "run",
-            "00",
-            "04_objects",
-            "--profile",
-            "full",
-            "--data",
-            "d",
-            "--out",
-            "o",
-            "--jobs",
-            "2",
-            "--resume",
-            "-p",
-            "a=[1]",
-            "-p",
-            "b=x",
-        ]
-    )
-    assert seen == {
-        "names": ["00", "04_objects"],
-        "profile": "full",
-        "data": "d",
-        "out": "o",
-        "jobs": 2,
-        "resume": True,
-        "parameters": {"a": [1], "b": "x"},
-    }
+    assert not list(tmp_path.iterdir())
 
 
 def test_usage_errors_exit_2_and_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["train"], ["report"], ["data", "fetch"]):
+    for arguments in ([], ["train"], ["explain", "x.png"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out.strip() == f"selib {results.versions()['selib']}"
+    assert capsys.readouterr().out.strip() == f"selib {selib.__version__}"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +125,7 @@ def test_explain_writes_overlays_and_lines(
 
 @pytest.fixture(scope="module")
 def faces_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network for upright images that says yes to the first and the last of three attributes, with gates for each."""
+    """A small network for upright images that says yes to two of three attributes, with gates for each."""
     torch.manual_seed(0)
     model = build("small_resnet", 3, image_size=(40, 24), widths=(8, 16, 16)).eval()
     block = attach_se(model, torch.rand(1, 3, 40, 24), reduction=4, per_target=True)
@@ -310,8 +235,6 @@ def test_a_photograph_on_its_side_is_turned_upright(tmp_path: Path, checkpoint: 
 
 
 def test_a_photograph_and_its_film_of_one_name_are_both_explained(tmp_path: Path, checkpoint: Path) -> None:
-    from selib import video
-
     frames = np.random.default_rng(0).integers(0, 256, (2, 34, 46, 3), dtype=np.uint8)
     video.write(tmp_path / "IMG_1.mp4", list(frames), fps=10)
     Image.fromarray(frames[0]).save(tmp_path / "IMG_1.jpg")
@@ -323,8 +246,6 @@ def test_a_photograph_and_its_film_of_one_name_are_both_explained(tmp_path: Path
 
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_video_is_explained_frame_by_frame(tmp_path: Path, checkpoint: Path, sound: bool) -> None:
-    from selib import video
-
     frames = np.random.default_rng(0).integers(0, 256, (6, 34, 47, 3), dtype=np.uint8)
     wave = (3000 * np.sin(np.arange(16000) / 5)).astype(np.int16)
     even = [frame[:, :46] for frame in frames]
@@ -362,31 +283,38 @@ def test_a_checkpoint_without_a_block_has_influence_but_no_gates(
     assert main(arguments) == 0
 
 
-def test_a_detector_of_speakers_needs_a_video_and_boxes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_detector_of_speakers_is_not_for_images(
+    tmp_path: Path, photographs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from studies import speakers as speaking
-    from studies.data import load_speakers
-    from studies.networks import SHIPPED
+    checkpoint = str(SHIPPED["synth-speakers"])
+    assert main(["explain", *photographs, "--checkpoint", checkpoint, "--out", str(tmp_path / "out")]) == 2
+    assert "does not take images" in error(capsys) and not (tmp_path / "out").exists()
 
-    clips = load_speakers("synth-speakers", "test", root=tmp_path, limit=2)
-    film, boxes = speaking.street(clips, [0, 1], tmp_path / "street.mp4", tmp_path / "boxes.csv")
-    capsys.readouterr()  # of the rendering
-    arguments = [
-        "explain",
-        str(film),
-        "--checkpoint",
-        str(SHIPPED["synth-speakers"]),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(arguments) == 2
-    assert "--boxes" in error(capsys)
-    assert main([*arguments, "--boxes", str(boxes)]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
-    assert {line["entity"] for line in lines} == {"left", "right"} and (
-        tmp_path / "out" / "street.mp4"
-    ).is_file()
+
+def test_without_a_video_decoder_images_are_explained_and_videos_skipped(
+    tmp_path: Path,
+    checkpoint: Path,
+    photographs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "selib.video")
+    monkeypatch.delattr(selib, "video")
+    out = tmp_path / "out"
+    arguments = ["explain", *photographs, str(tmp_path / "film.mp4"), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--out", str(out)]) == 1
+    assert "videos need PyAV: pip install 'selib[video]'" in capsys.readouterr().err
+    assert len((out / "explanations.jsonl").read_text().splitlines()) == 2
+
+
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 60)[None].repeat(40, 0).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image = read_image(tmp_path / "ramp.png")
+    assert image.shape == (3, 40, 60) and image.dtype == torch.uint8
+    assert torch.equal(image[0, 0], torch.from_numpy((ramp[0] / 257).round().astype(np.uint8)))
 
 
 @pytest.mark.parametrize("target", ["3", "-1", "cow"])
@@ -424,20 +352,3 @@ def test_explain_refuses_a_file_that_is_no_checkpoint(
         == 2
     )
     assert "model.safetensors" in error(capsys)
-
-
-def test_data_makes_lists_and_checks_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = ["--data", str(tmp_path)]
-    assert main(["data", "list", *here]) == 0
-    assert "here" not in capsys.readouterr().out.split()
-    assert main(["data", "make", "synth-objects", "-n", "24", "--seed", "3", *here]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "synth-objects")
-    assert main(["data", "list", *here]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "here" in line.split()] == ["synth-objects"]
-    assert main(["data", "check", "synth-objects", *here]) == 0
-    assert "train: 24 images" in capsys.readouterr().out
-    assert main(["data", "make", "synth-objects", *here]) == 2
-    assert "already there" in error(capsys)
-    assert main(["data", "get", "imagenet", *here]) == 2
-    assert "imagenet" in error(capsys)

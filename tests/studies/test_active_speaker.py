@@ -80,8 +80,6 @@ def test_a_checkpoint_with_three_blocks_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: active_speaker(()), "some of audio, face, body"),
-        (lambda: active_speaker(("face", "face")), "each once"),
         (lambda: bias(("smell",)), "some of audio, face, body"),
         (
             lambda: active_speaker(("face",))(

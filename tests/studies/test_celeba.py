@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selib.cli import main
+from studies.cli import main
 from studies.data import (
     FaceSet,
     available,

@@ -34,7 +34,7 @@ def test_a_box_covers_at_least_one_pixel() -> None:
     [
         ((10, 10, 10, 20), "x1 < x2"),
         ((0, 20, 10, 10), "y1 < y2"),
-        ((0, 0, float("nan"), 5), "finite"),
+        ((0, 0, float("nan"), 5), "is empty"),
         ((50, 0, 60, 10), "outside the frame of 50x40 pixels"),
         ((0, -9, 9, -1), "outside"),
     ],
