@@ -27,7 +27,7 @@ Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 COLORMAP = "inferno"  # perceptually uniform, readable with every colour vision deficiency and in grey
 OURS, OTHERS, CONTROLS = "#0072B2", "#D55E00", "#999999"  # of Okabe & Ito's colour-blind-safe palette
 INK = (60, 60, 60)
-STYLE: dict[str, Any] = {  # seaborn's "whitegrid", with small letters
+STYLE: Any = {  # seaborn's "whitegrid", with small letters
     "font.family": ["sans-serif"],
     "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans"],
     "font.size": 9,
@@ -249,7 +249,8 @@ def gate_histogram(gates: Mapping[str, Tensor], *, bins: int = 40) -> Figure:
         share = np.full(len(flat), 100 / len(flat))
         ax.hist(flat, bins=bins, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none")
         ax.set_title(f"{name}: {100 * float((flat > 0.5).mean()):.0f} % of gates above ½")
-        ax.set(xlabel="gate s", ylabel="% of gates", xlim=(0, 1))
+        ax.set(xlabel="gate s", xlim=(0, 1))
+    axes[0][0].set_ylabel("% of gates")
     return fig
 
 

@@ -33,23 +33,16 @@ SLOW = ("Score-CAM", "Ablation-CAM")  # one forward pass a channel: not while so
 
 @dataclass(frozen=True)
 class Settings:
-    """What the knobs are set to, whatever the image and the frame.
-
-    Attributes:
-        rules: which channels take part, one rule for each stream of the subject.
-        rival: the method to compare with, or ``NOTHING``.
-        off: the modalities of a clip whose gates are at zero.
-        smooth: interpolate heatmaps, or show their cells as squares.
-    """
+    """What the knobs are set to, whatever the image and the frame."""
 
     method: Method
     target: int
-    rules: tuple[Select, ...]
-    rival: str = NOTHING
-    off: frozenset[str] = frozenset()
-    colormap: str = plot.COLORMAP
+    rules: tuple[Select, ...]  # which channels take part, a rule for each stream of the subject
+    compare: str = NOTHING  # the rival
+    off: frozenset[str] = frozenset()  # modalities of a clip whose gates are at zero
+    colours: str = plot.COLORMAP
     opacity: float = 0.55
-    smooth: bool = True
+    smooth: bool = True  # interpolated, or cells as squares
 
 
 class Subject(Protocol):
@@ -80,7 +73,7 @@ class Subject(Protocol):
 
 
 @dataclass(eq=False)
-class ImageSubject:
+class ImageSubject(Subject):
     """An image and what a classifier makes of it.
 
     Attributes:
@@ -107,11 +100,8 @@ class ImageSubject:
     @cached_property
     def _explanation(self) -> Explanation:
         found = explain(self.model, self.inputs)
-        check_names(self.outputs, found.logits)
         if found.features.ndim != 4:
-            raise ValueError(
-                "the SE block sits on a vector without positions: attach it before the pooling, at="
-            )
+            raise ValueError("the SE block sits on a vector, without positions: attach it before the pooling")
         return found
 
     def explanation(self, stream: str) -> Explanation:
@@ -121,12 +111,12 @@ class ImageSubject:
         """The image, the heatmap over it, and beside it that of the rival."""
         ours = heatmap(self._explanation, settings, settings.rules[0], self._shown.shape[:2])
         maps = {f"{settings.method}: {self.outputs[settings.target]}": ours}
-        if settings.rival in self.rivals:
-            maps[settings.rival] = self._rival_map(settings.rival, settings.target)
+        if settings.compare in self.rivals:
+            maps[settings.compare] = self._rival_map(settings.compare, settings.target)
         image = torch.from_numpy(self._shown).permute(2, 0, 1)
         pictures = [self._shown]
         for one in maps.values():
-            pictures.append(plot.overlay(image, one, opacity=settings.opacity, colormap=settings.colormap))
+            pictures.append(plot.overlay(image, one, opacity=settings.opacity, colormap=settings.colours))
         return row_of(pictures, [self.name, *maps])
 
     def _rival_map(self, name: str, target: int) -> Tensor:
@@ -158,11 +148,6 @@ def rivals_of(model: nn.Module) -> dict[str, baselines.Explainer]:
 # ---- numbers ---------------------------------------------------------------------------------------
 
 
-def check_names(outputs: Sequence[str], logits: Tensor) -> None:
-    if logits.shape[-1] != len(outputs):
-        raise ValueError(f"{len(outputs)} class names do not fit {logits.shape[-1]} logits: pass classes=")
-
-
 def spelled(rule: Select) -> str:
     """A selection rule as it is written in Python."""
     values = [f"{value:g}" if isinstance(value, float) else str(value) for value in vars(rule).values()]
@@ -177,17 +162,6 @@ def heatmap(ex: Explanation, settings: Settings, rule: Select, size: Sequence[in
     raw = ex.map(method, target, rule)
     cells = normalize(raw.relu() if method == "influence" else raw)
     return F.interpolate(cells[None], size, mode="nearest")[0, 0].cpu()
-
-
-def weights_at(ex: Explanation, method: Method, target: int, t: int) -> Tensor:
-    """What a method ranks the channels by, (C,), in frame t if it is a clip."""
-    weights = ex.channel_weights(method, target)[0]
-    return (weights[:, t] if weights.ndim == 2 else weights).cpu()
-
-
-def logits_at(logits: Tensor, t: int) -> Tensor:
-    """The logits (K,) of a batch of one, in frame t if it is a clip."""
-    return (logits[0, t] if logits.ndim == 3 else logits[0]).cpu()
 
 
 # ---- pictures --------------------------------------------------------------------------------------
@@ -231,7 +205,7 @@ def channel_maps(
     size = 64, max(1, round(64 * maps.shape[2] / maps.shape[1]))
     maps = normalize(maps)
     maps = resize(maps, size) if settings.smooth else F.interpolate(maps[None], size, mode="nearest")[0]
-    return list(np.rint(plot.coloured(maps.cpu().numpy(), settings.colormap)).astype(np.uint8))
+    return list(np.rint(plot.coloured(maps.cpu().numpy(), settings.colours)).astype(np.uint8))
 
 
 # ---- drawings --------------------------------------------------------------------------------------

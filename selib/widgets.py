@@ -1,8 +1,8 @@
 """The explorer for JupyterLab: look at images, turn the knobs of an explanation, and see what each changes.
 
 It is made of ``Image`` and ``HTML`` widgets and ``observe``, without an ``Output`` widget, so its callbacks
-fire in plain Python and in tests, too. The network before the gates runs once for each image. JupyterLab sends
-the last of a burst of slider moves once the one before it is drawn, so no stale picture queues up.
+fire in plain Python and in tests, too. The network before the gates runs once for each image. JupyterLab
+sends the last of a burst of slider moves once the one before it is drawn: no stale picture queues up.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def explorer(
 def check_count(count: int) -> None:
     """ValueError unless an explorer can hold so many images or clips."""
     if not 0 < count <= MOST:
-        raise ValueError(
-            f"the explorer shows 1 to {MOST} images or clips, not {count}: choose some, images[:12]"
-        )
+        raise ValueError(f"the explorer shows 1 to {MOST} images or clips, not {count}: choose some of them")
 
 
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]
@@ -130,7 +128,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.picks = [_sized(ipywidgets.ToggleButton, 112) for _ in range(STRIP)]
         self._strip: list[int] = []  # the channels of the strip
         self._weights = self._mask = torch.empty(0)  # of the channels (C,), and which are selected
-        self._settings: Settings
         self._picture: plot.Picture
         self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
         self._hidden = ipywidgets.HTML(layout={"display": "none"})
@@ -145,6 +142,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """The controls and pictures from top to bottom; some only for clips."""
         knob, across = self.knobs, ipywidgets.HBox
         label = _sized(ipywidgets.Label, 86, value="modalities")
+        if moving:  # in the browser: the kernel hears of the slider alone
+            ipywidgets.jslink((knob["play"], "value"), (knob["frame"], "value"))
         of_clips = [across([label, *self.switches.values()]), across([knob["play"], knob["frame"]])]
         strip = [ipywidgets.VBox(pair) for pair in zip(self.maps, self.picks, strict=True)]
         return [
@@ -156,7 +155,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             across([knob["colours"], knob["opacity"], knob["smooth"]]),
             *(of_clips if moving else []),
             self.view,
-            self.sound,
+            *([self.sound] if moving else []),
             across([self.gates, self.answers]),
             across(strip),
             across([knob["save"], self.lines]),
@@ -179,8 +178,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             switch.observe(lambda _: self.redraw(), "value")
         for place, pick in enumerate(self.picks):
             pick.observe(lambda change, place=place: self._pick(place, change["new"]), "value")
-        # In the browser: the kernel hears of the slider alone.
-        ipywidgets.jslink((knob["play"], "value"), (knob["frame"], "value"))
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -217,30 +214,21 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return self._rule(self._stream)
 
     def _rule(self, stream: str) -> Select:
-        title = self._at("rule")
-        if title == SHARE:
-            return TopFraction(_as_written(self._at("share")))
-        if title == COUNT:
-            return TopK(self._at("k"))
-        if title == ABOVE:
-            return Threshold(_as_written(self._at("threshold")))
-        if title == PAPER:
-            return NormalQuantile()
-        chosen = self._chosen.get(stream)
-        return TopFraction(1.0) if chosen is None else Channels(tuple(sorted(chosen)))
+        by_hand = self._chosen.get(stream)
+        rules: dict[str, Select] = {
+            SHARE: TopFraction(_as_written(self._at("share"))),
+            COUNT: TopK(self._at("k")),
+            ABOVE: Threshold(_as_written(self._at("threshold"))),
+            PAPER: NormalQuantile(),
+            BY_HAND: TopFraction(1.0) if by_hand is None else Channels(tuple(sorted(by_hand))),
+        }
+        return rules[self._at("rule")]
 
-    def _read(self) -> Settings:
-        """What all knobs are set to."""
-        return Settings(
-            method=self._at("method"),
-            target=self._at("target"),
-            rules=tuple(self._rule(stream) for stream in self.subject.streams),
-            rival=self._at("compare"),
-            off=frozenset(name for name, switch in self.switches.items() if not switch.value),
-            colormap=self._at("colours"),
-            opacity=self._at("opacity"),
-            smooth=self._at("smooth"),
-        )
+    def _settings(self) -> Settings:
+        names = ("method", "target", "compare", "colours", "opacity", "smooth")
+        rules = tuple(self._rule(stream) for stream in self.subject.streams)
+        off = frozenset(name for name, switch in self.switches.items() if not switch.value)
+        return Settings(rules=rules, off=off, **{name: self._at(name) for name in names})
 
     # ---- what follows from a move ------------------------------------------------------------------
 
@@ -256,6 +244,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             if subject.fps:
                 knob["play"].interval = round(1000 / subject.fps)
             logits = subject.explanation(subject.streams[0]).logits[0].cpu()
+            if logits.shape[-1] != len(subject.outputs):
+                given = len(subject.outputs)
+                raise ValueError(f"{given} class names do not fit {logits.shape[-1]} logits: pass classes=")
             average = "on average " if logits.ndim == 2 else ""
             logits = logits.mean(0) if logits.ndim == 2 else logits
             order = logits.argsort(descending=True).tolist()
@@ -279,11 +270,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             self.knobs["k"].max = len(weights)
             low, high = float(weights.min()), float(weights.max())  # of all frames
             slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
-            # The old and the new limits first, so that they never cross.
-            slider.min, slider.max = min(slider.min, low), max(slider.max, high + step)
-            slider.step, slider.readout_format = step, ".3g"
-            slider.value = min(max(slider.value, low), high)
-            slider.min, slider.max = low, high + step
+            slider.max = max(slider.max, high + step)  # first, for the limits must never cross
+            slider.min, slider.max, slider.step = low, high + step, step
         self.redraw()
 
     def _show_method(self, old: str, new: str) -> None:
@@ -323,10 +311,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """Draw everything anew: picture, SE vector, answers, maps of the first channels."""
         if self._quiet:
             return
-        subject, ex, t, stream = self.subject, self._explanation, self._at("frame"), self._stream
-        self._settings = settings = self._read()
-        self._weights = views.weights_at(ex, settings.method, settings.target, t)
+        subject, ex, settings, t = self.subject, self._explanation, self._settings(), self._at("frame")
+        weights = ex.channel_weights(settings.method, settings.target)[0].cpu()
+        self._weights = weights[:, t] if weights.ndim == 2 else weights
         self._mask = self.rule.mask(self._weights[None])[0]
+        self._strip = self._weights.argsort(descending=True, stable=True)[:STRIP].tolist()
         self._picture = subject.picture(settings, t)
         for name, title in (("share", SHARE), ("k", COUNT), ("threshold", ABOVE)):
             self.knobs[name].layout.display = "" if self._at("rule") == title else "none"
@@ -334,13 +323,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             switch.icon = "check" if switch.value else "times"
         self.view.value = encoded(self._picture)
         self.gates.value = views.gates_drawing(self._weights, self._mask, self._label)
-        alone = self._answer(self._at("item"), stream, tuple(sorted(self._selected)))
-        both = views.logits_at(ex.logits, t), views.logits_at(alone, t)
+        alone = self._answer(self._at("item"), self._stream, tuple(sorted(self._selected)))
+        both = [(logits[0, t] if logits.ndim == 3 else logits[0]).cpu() for logits in (ex.logits, alone)]
         self.answers.value = views.answers_drawing(
-            subject.outputs, *both, settings.target, multilabel=subject.multilabel
+            subject.outputs, both[0], both[1], settings.target, multilabel=subject.multilabel
         )
-        self._draw_strip()
-        code = html.escape(subject.code(stream, settings))
+        self._draw_strip(views.channel_maps(ex, self._strip, t, settings, frames=subject.frames))
+        code = html.escape(subject.code(self._stream, settings))
         self.lines.value = (
             f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{code}" '
             'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
@@ -352,11 +341,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     def _label(self) -> str:
         return "influence (logit)" if self._at("method") == "influence" else "gate s"
 
-    def _draw_strip(self) -> None:
+    def _draw_strip(self, pictures: Sequence[plot.Picture]) -> None:
         """The maps of the channels with the largest weights, each with its switch."""
-        self._strip = self._weights.argsort(descending=True, stable=True)[:STRIP].tolist()
-        t, frames = self._at("frame"), self.subject.frames
-        pictures = views.channel_maps(self._explanation, self._strip, t, self._settings, frames=frames)
         with self._silently():
             for k, picture, image, pick in zip(self._strip, pictures, self.maps, self.picks, strict=False):
                 image.value = encoded(picture)
@@ -379,8 +365,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         at = f", frame {self._at('frame')}" if subject.fps else ""
         of = f" of the {self._stream}" if subject.fps else ""
         chosen = views.spelled(self.rule).removeprefix("selib.")
-        what = f"{subject.name}{at}; {self._at('method')} for {target}, channels{of} {chosen}"
-        return f"{self._origin}: {what}"
+        method = self._at("method")
+        return f"{self._origin}: {subject.name}{at}; {method} for {target}, channels{of} {chosen}"
 
     def still(self) -> bytes:
         """What is shown as one picture with its caption, for pages without widgets: PNG."""
@@ -390,8 +376,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""
         words = "explorer " + self.caption.removeprefix(f"{self._origin}: ")
-        if self._at("compare") != views.NOTHING:
-            words += f" beside {self._at('compare')}"
+        words += "" if self._at("compare") == views.NOTHING else f" beside {self._at('compare')}"
         name = re.sub(r"[^\w.]+", "-", words)[:150].strip("-")
         path = Path(folder) / f"{name}.png"
         with replacing(path) as part:
@@ -437,9 +422,8 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
     first = subjects[0]
     moving = first.fps > 0
     labelled = partial(_sized, width=330, style={"description_width": "86px"})
-    select = partial(labelled, ipywidgets.Dropdown)
+    select, count = partial(labelled, ipywidgets.Dropdown), partial(labelled, ipywidgets.IntSlider)
     slide = partial(labelled, ipywidgets.FloatSlider, min=0.0, max=1.0)
-    count = partial(labelled, ipywidgets.IntSlider)
     items = [(subject.name, i) for i, subject in enumerate(subjects)]
     last = first.frames - 1
     return {
@@ -452,7 +436,7 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
         "rule": select(options=RULES, value=SHARE, description="channels"),
         "share": slide(value=1.0, min=0.01, step=0.01, readout_format=".0%", description="top share"),
         "k": count(value=10, min=1, max=10, description="k"),
-        "threshold": slide(value=0.0, step=0.01, description="above"),
+        "threshold": slide(value=0.0, readout_format=".3g", description="above"),
         "compare": select(options=(views.NOTHING, *first.rivals), description="compare"),
         "colours": select(options=COLORMAPS, description="colours"),
         "opacity": slide(value=0.85 if moving else 0.55, step=0.05, description="opacity"),

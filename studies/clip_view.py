@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from io import BytesIO
 
@@ -18,7 +18,7 @@ from selib.forward import attached, bare, to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture
 from selib.select import Select
-from selib.views import Settings, check_names, heatmap, spelled
+from selib.views import Settings, Subject, heatmap, spelled
 from selib.widgets import Explorer, check_count
 from studies.clips import RATE, Film, probability
 from studies.data import SpeakerSet
@@ -64,7 +64,7 @@ def explorer(
     return Explorer(subjects, f"{clips.name}{' (synthetic)' if clips.synthetic else ''}, {origin}")
 
 
-class ClipSubject:
+class ClipSubject(Subject):
     """A clip of several streams and what a detector makes of it: a :class:`selib.views.Subject`.
 
     Args:
@@ -95,7 +95,7 @@ class ClipSubject:
         if not self.modalities:
             raise ValueError("give the model an attribute modalities, the segments of the fused channels")
         self._model, self._spelled = model, inputs
-        self._maps = lru_cache(MAPS)(self._make_maps)
+        self._maps: Callable[..., Levels] = lru_cache(MAPS)(self._make_maps)
         self._rival_maps = lru_cache(None)(self._make_rival_maps)
         self._scores = lru_cache(None)(self._make_scores)
         self._film = lru_cache(1)(self._make_film)
@@ -112,7 +112,6 @@ class ClipSubject:
             raise ValueError(
                 f"{channels} fused channels are no {len(self.modalities)} equal segments: {names}"
             )
-        check_names(self.outputs, found.logits)
         return found
 
     def explanation(self, stream: str) -> Explanation:
@@ -129,14 +128,14 @@ class ClipSubject:
             if stream in off:
                 continue
             maps[stream] = self._maps(stream, settings.method, target, settings.smooth, rule)
-            if settings.rival in self.rivals:
-                beside = f"{stream}: {settings.rival}"
+            if settings.compare in self.rivals:
+                beside = f"{stream}: {settings.compare}"
                 frames[beside] = self.pictures[stream]
-                maps[beside] = self._rival_maps(stream, settings.rival, target)
+                maps[beside] = self._rival_maps(stream, settings.compare, target)
         scores = {"all": self._scores(frozenset(), target)}
         if off:
             scores[f"without {', '.join(sorted(off))}"] = self._scores(off, target)
-        look = {"opacity": settings.opacity, "colormap": settings.colormap}
+        look = {"opacity": settings.opacity, "colormap": settings.colours}
         details = {"labels": self._labels, "wave": self._wave, "off": off, "fps": self.fps}
         return Film(frames, maps, scores=scores, **details, **look)  # type: ignore[arg-type]
 

@@ -197,8 +197,8 @@ def film_strip(
 
     Args:
         frames: {row: grey (T, H, W)}, uint8 or in [0, 1].
-        maps: {row: heatmaps in [0, 1] of the same shape}; a row without them is shown as it is. The colours of
-            a row reach up to the largest value in the frames shown: a clip may peak between them.
+        maps: {row: heatmaps in [0, 1] of the same shape}; a row without them is shown as it is. The colours
+            of a row reach up to the largest value in the frames shown: a clip may peak between them.
         scores: probability of speaking (T,).
         labels: 0/1 (T,): the true speech is a shaded band.
         wave: the sound track (N,) at 16 kHz.
@@ -252,7 +252,7 @@ def _strip_axes(
     width, height = left + side * shown + right, top + sum(tall) + gap * (len(tall) - 1) + bottom
     fig = Figure(figsize=(width, height))
     edges = {"left": left / width, "right": 1 - right / width}
-    edges |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap / np.mean(tall)}
+    edges |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap * len(tall) / sum(tall)}
     axes = fig.subplots(len(tall), 1, squeeze=False, gridspec_kw={"height_ratios": tall, **edges})
     return fig, list(axes[:rows, 0]), list(axes[rows:, 0])
 
