@@ -63,10 +63,11 @@ def text(words: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person says them: `48 s`, `3 min 20 s`, `1 h 05 min`."""
+    """Seconds as a person says them: `48 s`, `3 min 20 s`, `1 h 05 min`, `2 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
+    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")

@@ -68,7 +68,7 @@ def test_numbers(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")]
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3900, "1 h 05 min"), (7200, "2 h")]
 )
 def test_clock(seconds: float, text: str) -> None:
     assert markdown.clock(seconds) == text
@@ -131,7 +131,7 @@ def test_blocks_are_filled_from_committed_results(tmp_path: Path) -> None:
     text = page.read_text()
     shown = markdown.table(TABLE | {"synthetic": True})
     assert text.startswith(f"# Title\n\n<!-- table:00_good/main:full -->\n{shown}\n<!-- /table -->\n\ntext")
-    row = "| [00_good](notebooks/00_good.ipynb) | The 00_good | 2 s | 1 min 30 s | 2 h 00 min |"
+    row = "| [00_good](notebooks/00_good.ipynb) | The 00_good | 2 s | 1 min 30 s | 2 h |"
     assert row in text.splitlines() and text.endswith("<!-- /notebooks -->\nend\n")
     page.write_text("<!-- table:00_good/other:full -->\n<!-- /table -->\n")
     with pytest.raises(ValueError, match="00_good .full. has no table 'other'; it has main"):
