@@ -1,4 +1,4 @@
-"""Images and targets as two tensors, with boxes or masks where the data has them."""
+"""Images and their targets as tensors, with boxes or masks where the data has them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from selib.pixels import normalize
 
@@ -20,11 +20,8 @@ Indices = Sequence[int] | Tensor | slice
 
 def rasterize(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes int (B, 4) as x1, y1, x2, y2 with exclusive ends -> bool (B, H, W), True inside; size is (H, W)."""
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"rasterize takes boxes (B, 4), not {tuple(boxes.shape)}")
     x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
-    ys = torch.arange(size[0], device=boxes.device)
-    xs = torch.arange(size[1], device=boxes.device)
+    ys, xs = torch.arange(size[0]), torch.arange(size[1])
     rows, columns = (ys >= y1) & (ys < y2), (xs >= x1) & (xs < x2)
     return rows[:, :, None] & columns[:, None, :]
 
@@ -36,7 +33,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     count, _, height, width = images.shape
     py, px = height // 8, width // 8
-    # reflection is not implemented for uint8 in torch: index rows and columns instead
+    # torch cannot reflect uint8: index rows and columns instead
     rows = pad(torch.arange(height).float()[None, None], (py, py), mode="reflect").long().view(-1)
     columns = pad(torch.arange(width).float()[None, None], (px, px), mode="reflect").long().view(-1)
     top = torch.randint(2 * py + 1, (count,), generator=generator)
@@ -52,12 +49,12 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(eq=False, repr=False)
 class ImageSet(Dataset):
-    """One split of an image classification set, held as tensors; also a torch Dataset.
+    """One split of an image classification set; also a torch Dataset.
 
     images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64: class numbers (N,), or 0 and 1
-    for every one of K attributes (N, K); classes: the names of the classes or attributes;
+    for each of K attributes (N, K); classes: the names of the classes or attributes;
     boxes int64 (N, 4) as x1, y1, x2, y2 in pixels, ends exclusive; masks bool (N, H, W), True on the object;
-    synthetic: True for a procedural twin. Raises ValueError when the shapes or dtypes do not fit together.
+    synthetic: True for a rendered twin. Raises ValueError when shapes, dtypes or values do not fit together.
     """
 
     name: str
@@ -73,26 +70,25 @@ class ImageSet(Dataset):
         if self.images.ndim != 4:
             raise ValueError(f"{self.name}: images must be (N, 3, H, W), not {tuple(self.images.shape)}")
         count, _, *space = self.images.shape
-        self._expect(images=(torch.uint8, (count, 3, *space)), boxes=(torch.int64, (count, 4)))
-        self._expect(masks=(torch.bool, (count, *space)))
-        self._expect(targets=(torch.int64, (count, len(self.classes)) if self.multilabel else (count,)))
+        self._expect("images", torch.uint8, count, 3, *space)
+        self._expect("targets", torch.int64, count, *([len(self.classes)] if self.multilabel else []))
+        self._expect("boxes", torch.int64, count, 4)
+        self._expect("masks", torch.bool, count, *space)
         most = 1 if self.multilabel else len(self.classes) - 1
         if count and not 0 <= int(self.targets.min()) <= int(self.targets.max()) <= most:
             what = "be 0 or 1" if self.multilabel else f"lie in 0..{most}, one for each class name"
             raise ValueError(f"{self.name}: targets must {what}")
 
-    def _expect(self, **expected: tuple[torch.dtype, tuple[int, ...]]) -> None:
-        """ValueError for the first of these tensors, None aside, that has another dtype or shape."""
-        for name, (dtype, shape) in expected.items():
-            tensor = getattr(self, name)
-            if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
-                raise ValueError(
-                    f"{self.name}: {name} must be {dtype} {shape}, not {tensor.dtype} {tuple(tensor.shape)}"
-                )
+    def _expect(self, name: str, dtype: torch.dtype, *shape: int) -> None:
+        """Raise ValueError if this tensor is there with another dtype or shape."""
+        tensor = getattr(self, name)
+        if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{self.name}: {name} must be {dtype} {shape}, not {found}")
 
     @property
     def multilabel(self) -> bool:
-        """Whether targets are (N, K) of 0 and 1, an answer for every attribute, and not (N,) class numbers."""
+        """Whether targets are (N, K), a yes or no for every attribute, and not (N,) class numbers."""
         return self.targets.ndim == 2
 
     @property
@@ -101,13 +97,18 @@ class ImageSet(Dataset):
         return int(self.images.shape[-2]), int(self.images.shape[-1])
 
     @property
+    def counts(self) -> dict[str, Any]:
+        """How much it holds, as results files say it."""
+        return {"images": len(self), "size": list(self.size), "classes": len(self.classes)}
+
+    @property
     def annotation(self) -> str:
         """What says where things are, in words; empty when nothing does."""
         return "masks" if self.masks is not None else "boxes" if self.boxes is not None else ""
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 over image bytes and targets: two sets with equal content share it."""
+        """First 16 hex digits of the SHA-256 over image bytes and targets."""
         digest = hashlib.sha256()
         for start in range(0, len(self), 4096):
             digest.update(self.images[start : start + 4096].contiguous().numpy().data)
@@ -115,9 +116,9 @@ class ImageSet(Dataset):
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        height, width = self.images.shape[2:]
-        kinds = f"{len(self.classes)} {'attributes' if self.multilabel else 'classes'}, {self.annotation or 'no boxes'}"
-        return f"{type(self).__name__}({self.name} {self.split}: {len(self)} of {width}x{height}, {kinds})"
+        kinds = f"{len(self.classes)} {'attributes' if self.multilabel else 'classes'}"
+        held = f"{len(self)} of {self.size[1]}x{self.size[0]}, {kinds}, {self.annotation or 'no boxes'}"
+        return f"{type(self).__name__}({self.name} {self.split}: {held})"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,10 +143,9 @@ class ImageSet(Dataset):
         if self.masks is not None:
             return self.masks[rows]
         if self.boxes is not None:
-            return rasterize(self.boxes[rows], (self.images.shape[-2], self.images.shape[-1]))
-        raise ValueError(
-            f"{self.name} has neither masks nor boxes: localisation needs tiny-imagenet or synth-objects"
-        )
+            return rasterize(self.boxes[rows], self.size)
+        where = "localisation needs tiny-imagenet or synth-objects"
+        raise ValueError(f"{self.name} has neither masks nor boxes: {where}")
 
     def subset(self, indices: Indices) -> Self:
         """The chosen images, in that order, as a set of their own; all class names stay."""
@@ -157,25 +157,24 @@ class ImageSet(Dataset):
         return {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Training images uint8 (B, 3, H, W), each changed at random: :func:`augment`."""
+        """Training images uint8 (B, 3, H, W), each changed at random: see `augment`."""
         return augment(self.images[rows], generator)
 
     def loader(self, batch_size: int = 128, *, train: bool = False, seed: int = 0) -> DataLoader:
         """Batches of float32 (B, 3, H, W) and int64 (B,), or (B, K) for attributes.
 
-        train=True: shuffled, augmented (`augment`), last short batch dropped. Order and augmentation depend on seed and
-        epoch alone; `loader.dataset.set_epoch(e)` resumes a run where it was.
+        train=True: shuffled, augmented, last short batch dropped. Order and augmentation depend on seed and epoch alone;
+        `loader.dataset.set_epoch(e)` resumes a run where it was.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if not train:
             return DataLoader(self, batch_size, collate_fn=identity)
         if len(self) < batch_size:
-            raise ValueError(
-                f"{self.name}: {len(self)} training images are fewer than one batch of {batch_size}"
-            )
-        view = _Augmented(self, seed)
-        return DataLoader(view, batch_size, sampler=_Shuffled(view), collate_fn=identity, drop_last=True)
+            few = f"{len(self)} training images are fewer than one batch of {batch_size}"
+            raise ValueError(f"{self.name}: {few}")
+        view = _Training(self, seed)
+        return DataLoader(view, batch_size, sampler=view, collate_fn=identity, drop_last=True)
 
 
 def identity(batch: Any) -> Any:
@@ -188,14 +187,14 @@ def rows_of(indices: Indices) -> Tensor | slice:
     return indices if isinstance(indices, slice) else torch.as_tensor(indices)
 
 
-class _Augmented(Dataset):
-    """Training view of a set: the same indices, augmented images; knows the epoch."""
+class _Training(Dataset):
+    """Training view of a set and its own sampler: augmented images, in a new seeded order every epoch."""
 
     def __init__(self, base: ImageSet, seed: int) -> None:
         self.base, self.seed, self.epoch = base, seed, -1
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch - 1  # the sampler steps on as it starts
+        self.epoch = epoch - 1  # __iter__ steps on
 
     def generator(self, *key: int) -> torch.Generator:
         digest = hashlib.sha256(repr((self.seed, self.epoch, *key)).encode()).digest()
@@ -204,22 +203,12 @@ class _Augmented(Dataset):
     def __len__(self) -> int:
         return len(self.base)
 
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        return iter(torch.randperm(len(self), generator=self.generator()).tolist())
+
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         # keyed by the first index, not by a running count: the same batch whichever process or worker draws it
         images = self.base.augmented(rows, self.generator(int(rows[0])))
         return normalize(images), self.base.targets[rows]
-
-
-class _Shuffled(Sampler[int]):
-    """A new seeded order every epoch; steps the view's epoch on."""
-
-    def __init__(self, view: _Augmented) -> None:
-        self.view = view
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-    def __iter__(self) -> Iterator[int]:
-        self.view.epoch += 1
-        return iter(cast(list[int], torch.randperm(len(self), generator=self.view.generator()).tolist()))
