@@ -1,4 +1,4 @@
-"""What a clean clone needs: packages pinned by hash, commands that exist, a version and citation that agree."""
+"""What a clean clone needs: packages pinned by hash, commands that exist, version and citation that agree."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -19,8 +20,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 BULLETS = re.findall(r"^- \*\*.+$", README, re.MULTILINE)
 
-# For each bullet, in the order of its text: notebook, where the number is in its metrics (one number over another
-# where a slash would not do), and how it is written.
+# For each bullet, in the order of its text: notebook, where the number is in its metrics (of a pair, the ratio),
+# and how it is written.
 SE, GATES, SPARSE = "trained with SE", "gates/cifar10/0/λ = 1/", "gates/tiny-imagenet/0/λ = 1/"
 NUMBERS = [
     [
@@ -108,3 +109,19 @@ def test_the_tables_between_markers_are_up_to_date(page: str, tmp_path: Path) ->
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!http|…)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def text_of(node: ast.AST) -> str:
+    """A string of the code, with … where it is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) or "…" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def test_troubleshooting_is_headed_by_messages_that_exist() -> None:
+    files = [path for room in ("selib", "studies") for path in (ROOT / room).rglob("*.py")]
+    files += (ROOT / "tests" / "notebooks").glob("*.py")
+    texts = {text_of(node) for path in files for node in ast.walk(ast.parse(path.read_text()))}
+    for heading in re.findall(r"^## (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE):
+        pattern = ".*".join(re.escape(part.strip()) for part in heading.split("…"))
+        assert any(re.search(pattern, text, re.DOTALL) for text in texts), heading
