@@ -16,6 +16,7 @@ from torch import Tensor, nn
 STREAMS = ("audio", "face", "body")
 SIDE = 112
 COEFFICIENTS = 13  # of an audio row; there are four rows to a video frame
+Pool = Callable[[Tensor, tuple[int, ...]], Tensor]  # torch.mean or torch.amax, over h and w
 MEAN, STD = 0.4161, 0.1688  # of grey face crops of AVA-ActiveSpeaker, as TalkNet uses them
 
 
@@ -68,13 +69,11 @@ class Temporal(nn.Module):
 class VisualEncoder(nn.Module):
     """Crops (B, T, 112, 112) -> (B, width, T). ``spatial`` makes the map that is explained."""
 
-    def __init__(
-        self, spatial: nn.Module, channels: int, width: int, depth: int, pool: Callable[..., Tensor]
-    ) -> None:
+    def __init__(self, spatial: nn.Module, channels: int, width: int, depth: int, pool: Pool) -> None:
         super().__init__()
         self.spatial = spatial
         self.temporal = Temporal(channels, width, depth)
-        self.pool = pool  # torch.mean or torch.amax, over h and w
+        self.pool = pool
 
     def forward(self, crops: Tensor) -> Tensor:
         x = self.spatial(((crops - MEAN) / STD)[:, None])
@@ -149,8 +148,7 @@ class ActiveSpeaker(nn.Module):
 
     def decide(self, fused: Tensor) -> Tensor:
         """What follows the fused streams: (B, M·C, T) -> logits (B, T, 1)."""
-        logits: Tensor = self.classifier(self.head(fused.transpose(1, 2)))
-        return logits
+        return self.classifier(self.head(fused.transpose(1, 2)))
 
     def example(self, frames: int = 8, clips: int = 2) -> dict[str, Tensor]:
         """A batch of noise of the right shapes, the same every time."""
@@ -173,17 +171,11 @@ class Bidirectional(nn.Module):
 
 
 def active_speaker(
-    streams: Sequence[str] = STREAMS,
-    widths: Sequence[int] = (12, 32, 64),
-    width: int = 128,
-    hidden: int = 128,
+    streams: Sequence[str] = STREAMS, widths: Sequence[int] = (12, 32, 64), width: int = 128
 ) -> ActiveSpeaker:
     """The compact detector, after Light-ASD (Liao et al., CVPR 2023): a 7×7 map, its maxima, a GRU.
 
-    Args:
-        widths: channels of the three visual stages.
-        width: channels of each stream on the fused map.
-        hidden: units of the GRU in each direction.
+    widths: channels of the three visual stages. width: of each stream on the fused map, and of the GRU.
     """
 
     def visual() -> nn.Module:
@@ -193,4 +185,4 @@ def active_speaker(
         return VisualEncoder(nn.Sequential(first, second, third), widths[2], width, 1, torch.amax)
 
     encoders = {name: AudioEncoder(width) if name == "audio" else visual() for name in streams}
-    return ActiveSpeaker(encoders, Bidirectional(len(encoders) * width, hidden), width, hidden)
+    return ActiveSpeaker(encoders, Bidirectional(len(encoders) * width, width), width, width)
