@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 BULLETS = re.findall(r"^- \*\*.+$", README, re.MULTILINE)
 
-# For each bullet, in the order of its text: notebook, where the number is in its metrics (of a pair, the ratio),
+# For each bullet, in the order of its text: notebook, where the number is in its metrics (a pair: the ratio),
 # and how it is written.
 SE, GATES, SPARSE = "trained with SE", "gates/cifar10/0/λ = 1/", "gates/tiny-imagenet/0/λ = 1/"
 NUMBERS = [
