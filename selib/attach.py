@@ -44,10 +44,28 @@ class BlockOptions:
 
 
 @overload
-def attach_se(model: nn.Module, example: Inputs, *, at: str | None = ..., **options: Any) -> SEBlock: ...
+def attach_se(
+    model: nn.Module,
+    example: Inputs,
+    *,
+    at: str | None = ...,
+    reduction: int = ...,
+    start: Start = ...,
+    layout: Layout | None = ...,
+    grid: Space | None = ...,
+    per_target: bool = ...,
+) -> SEBlock: ...
 @overload
 def attach_se(
-    model: nn.Module, example: Inputs, *, at: Mapping[str, str], **options: Any
+    model: nn.Module,
+    example: Inputs,
+    *,
+    at: Mapping[str, str],
+    reduction: int = ...,
+    start: Start = ...,
+    layout: Layout | None = ...,
+    grid: Space | None = ...,
+    per_target: bool = ...,
 ) -> dict[str, SEBlock]: ...
 def attach_se(
     model: nn.Module,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from selib import modalities
 from selib.forward import (
+    Gated,
     Head,
     Inputs,
     attached,
@@ -28,7 +28,7 @@ from selib.heatmap import at_maxima, input_space, normalize, resize, spread, wei
 from selib.layout import Space, grid_of, input_spaces
 from selib.modalities import Modalities
 from selib.native import find_native
-from selib.se import Layout, SEBlock, TargetSEBlock, channels_first, scaled
+from selib.se import SEBlock, TargetSEBlock, channels_first, scaled
 from selib.select import NormalQuantile, Select
 
 Method = Literal["influence", "gate", "top-gate"]
@@ -313,17 +313,6 @@ _OTHER_HEAD = (
 )
 
 
-@dataclass(frozen=True)
-class _Gated:
-    """A module that maps F to F' = gain·s·F: an attached block, or one the model was born with."""
-
-    module: nn.Module
-    gate: nn.Module  # its output is the gates
-    layout: Layout = "BC*"
-    prefix: int = 0
-    gain: float = 1.0
-
-
 def explain(model: nn.Module, inputs: Inputs) -> Explanation:
     """Explain a batch with one forward pass and no gradients.
 
@@ -349,7 +338,7 @@ class SEExplainer:
     def __init__(self, model: nn.Module) -> None:
         self.model = bare(model)
         self._hooks = ExitStack()
-        self._places: dict[str, _Gated] = {}
+        self._places: dict[str, Gated] = {}
         self._maps: dict[str, Tensor] = {}  # in the order in which the blocks run
         self._gates: dict[str, Tensor] = {}
         self._grids: dict[str, Space] = {}
@@ -388,7 +377,10 @@ class SEExplainer:
                     raise ValueError(
                         f"the SE block {said} was not run: forward took another path than before"
                     )
-            found = {name: self._explanation(name, inputs, logits, final) for name in self._maps}
+            found: dict[str, Explanation] = {}
+            for name in self._maps:  # in the order in which the blocks ran
+                before = [ex._head for ex in found.values()]
+                found[name] = self._explanation(name, inputs, logits, final, before)
             self._maps.clear()
             self._gates.clear()
             self._last = None
@@ -400,7 +392,9 @@ class SEExplainer:
     def _watch(self, inputs: Inputs) -> None:
         """Set the hooks that read F and s off every block, and the last linear layer."""
         blocks = attached(self.model)
-        self._places = {n: _Gated(b, b.vector, b.layout, b.prefix, b.gain) for n, b in blocks.items()}
+        for name, block in blocks.items():
+            site = self.model.get_submodule(block.site)
+            self._places[name] = Gated(block, block.vector, site, block.layout, block.prefix, block.gain)
         if not blocks:
             native = find_native(self.model, inputs)
             if native is None:
@@ -408,7 +402,8 @@ class SEExplainer:
                     "the model has no SE block: call selib.attach_se(model, example) and train it, or "
                     "selib.fit_gates(model, loader)"
                 )
-            self._places = {"": _Gated(*(self.model.get_submodule(name) for name in native))}
+            module, gate = (self.model.get_submodule(name) for name in native)
+            self._places = {"": Gated(module, gate, module)}
 
         def keep(store: dict[str, Any], name: str, read: Callable[..., Any]) -> Callable[..., None]:
             return lambda module, args, output: store.__setitem__(name, read(args, output))
@@ -430,26 +425,18 @@ class SEExplainer:
         self._hooks.enter_context(hooked(*watched))
 
     def _explanation(
-        self, name: str, inputs: Inputs, logits: Tensor, last: tuple[nn.Linear, Tensor] | None
+        self,
+        name: str,
+        inputs: Inputs,
+        logits: Tensor,
+        last: tuple[nn.Linear, Tensor] | None,
+        before: Sequence[Head],
     ) -> Explanation:
         place, raw = self._places[name], self._maps[name]
         if name not in self._gates:  # those of each target are computed where the linear layer stood
             raise ValueError(_OTHER_HEAD)
         gates = self._gates[name] if isinstance(place.module, SEBlock) else self._gates[name].flatten(1)
-        others = [p.module for p in self._places.values() if p is not place and isinstance(p.module, SEBlock)]
-        head = Head(
-            self.model,
-            place.module,
-            inputs,
-            raw,
-            logits,
-            gates,
-            gain=place.gain,
-            layout=place.layout,
-            prefix=place.prefix,
-            last=last,
-            others=others,
-        )
+        head = Head(self.model, place, inputs, raw, logits, gates, last=last, before=before)
         if isinstance(place.module, TargetSEBlock) and head.linear is None:
             raise ValueError(_OTHER_HEAD)
         grid = self._grid(name, raw, inputs)

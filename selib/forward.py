@@ -1,7 +1,7 @@
 """Run a model as it is, or only its head: the part that follows the gates, on any number of feature maps.
 
-No model is cut in two. It runs on one sample, and where the gated map would come out, other maps go in, as many
-as are asked for. What comes before the map runs on the one sample alone, what follows runs on all of them.
+No model is cut in two. It runs on one sample, and in place of the module that makes the gated map stands one that
+returns other maps, as many as are asked for. What is beside the map runs on the one sample, what follows on all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from selib.heatmap import time_axis
 from selib.se import Layout, SEBlock, channels_first, scaled
+from selib.stand_in import Beside, Stored, repeated, standing_in
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Task = Literal["multiclass", "multilabel"]
@@ -212,6 +214,24 @@ def reads_mean(x: Tensor, layout: Layout, into: Tensor) -> bool | None:
 # ---- the head ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Gated:
+    """A place where F becomes F' = gain·s·F: an attached block, or one that the model was born with.
+
+    Attributes:
+        module: takes F.
+        gate: its output is the gates.
+        site: its output is F'.
+    """
+
+    module: nn.Module
+    gate: nn.Module
+    site: nn.Module
+    layout: Layout = "BC*"
+    prefix: int = 0
+    gain: float = 1.0
+
+
 Reading = Literal["mean", "max"]
 
 
@@ -220,14 +240,13 @@ class Head:
 
     Args:
         model: the model, unchanged since ``logits`` were computed.
-        module: the module whose output is the gated map F'.
+        place: where the gated map is made.
         inputs: the batch that was explained.
         raw: F of that batch, in its own layout.
         logits: (B, K) or (B, T, K) of that batch; every way of running the head is checked against them.
         gates: (B, C), or (B, K, C) where every target has its own.
-        gain, layout, prefix: as of :class:`selib.SEBlock`.
         last: the last linear layer of the forward pass with its input, if its output was the logits.
-        others: the other SE blocks of the model.
+        before: the heads of the gated maps that were made before this one, and need not be made again.
 
     Attributes:
         linear: the closed form when the head is global average pooling + linear, else ``None``.
@@ -241,30 +260,27 @@ class Head:
     def __init__(
         self,
         model: nn.Module,
-        module: nn.Module,
+        place: Gated,
         inputs: Inputs,
         raw: Tensor,
         logits: Tensor,
         gates: Tensor,
         *,
-        gain: float = 1.0,
-        layout: Layout = "BC*",
-        prefix: int = 0,
         last: tuple[nn.Linear, Tensor] | None = None,
-        others: Sequence[SEBlock] = (),
+        before: Sequence[Head] = (),
     ) -> None:
-        self.model, self.module, self.inputs, self.logits = model, module, inputs, logits
-        self._raw, self._gates, self._others = raw, gates, others
-        self.gain, self.layout, self.prefix = gain, layout, prefix
+        self.model, self.site, self.inputs, self.logits = model, place.site, inputs, logits
+        self.gain, self.layout, self.prefix = place.gain, place.layout, place.prefix
+        self._raw, self._gates, self._before = raw, gates, before
         device = raw.device.type  # the head runs later, but as the model ran: in the same precision
         self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         self.linear: Linear | None = None
         self.rectifies = self.shared = self._prepared = self._repeats = False
         self.reads: Reading | None = None
         self.frames = logits.shape[1] if logits.ndim == 3 else None
-        space = channels_first(raw, layout, prefix).shape[2:]
+        space = channels_first(raw, self.layout, self.prefix).shape[2:]
         self.time = time_axis(space, self.frames) if self.frames else None
-        if last is not None and raw.ndim > 2 and not prefix:
+        if last is not None and raw.ndim > 2 and not self.prefix:
             self._recognise(*last)
 
     def _recognise(self, layer: nn.Linear, into: Tensor) -> None:
@@ -305,13 +321,11 @@ class Head:
                 raise RuntimeError(_CHANGED)
             self._prepared = True
             batch = len(self._raw)
-            if batch > 1 and not self._others:
+            if batch > 1:
                 self.shared = self._gives(self.effective(self.scaled), self.logits, 0)
             if batch > 1 and not self.shared:  # one sample may have been read by chance: ask another
-                row = self.effective(self.scaled[-1:])
-                if not self._gives(
-                    torch.cat([row, row]), self.logits[-1:].expand(2, *self.logits.shape[1:]), -1
-                ):
+                twice = [-1, -1]
+                if not self._gives(self.effective(self.scaled[twice]), self.logits[twice], -1):
                     self.reads, self.rectifies = None, False
 
     def _find_reading(self) -> bool:
@@ -360,30 +374,18 @@ class Head:
 
     def _run(self, rows: Tensor, sample: int) -> Tensor:
         """Logits (n, …) of one sample's inputs with the gated map replaced by ``rows`` (n, …)."""
-        count = len(rows)
-        inputs = take(self.inputs, sample % len(self._raw), len(self._raw))
+        count, batch = len(rows), len(self._raw)
+        inputs = take(self.inputs, sample % batch, batch)
+        ready = {head.site: take(head.scaled, sample % batch, batch) for head in self._before}
         if self._repeats:
-            inputs = map_tensors(
-                lambda t: t.expand(count, *t.shape[1:]) if t.ndim and len(t) == 1 else t, inputs
-            )
-
-        def alike(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            # Another stream's map stands beside all the rows; a map that depends on the rows has its own.
-            return output.expand(count, *output.shape[1:]) if len(output) == 1 else output
-
-        # A copy, since an in-place ReLU behind the map must not change the caller's.
-        hooks = [
-            (self.module, lambda module, args, output: rows.clone()),
-            *((b, alike) for b in self._others),
-        ]
-        with ExitStack() as stack:
-            if isinstance(
-                self.module, SEBlock
-            ):  # gates that were overridden for a batch do not fit one sample
-                stack.enter_context(self.module.override(lambda gates: gates))
-            stack.enter_context(hooked(*hooks))
-            stack.enter_context(torch.autocast(*self._autocast))
-            return _by_sample(logits_of(call(self.model, inputs)), count)
+            inputs, ready = (map_tensors(lambda x: repeated(x, count), given) for given in (inputs, ready))
+        own = Stored(self.site, rows)
+        stand_ins = [own, *(Stored(module, x) for module, x in ready.items())]
+        with standing_in(self.model, stand_ins), torch.autocast(*self._autocast), Beside():
+            logits = logits_of(call(self.model, inputs))
+        if own.calls != 1:
+            raise RuntimeError(_CHANGED)
+        return _by_sample(logits, count)
 
     def __call__(self, rows: Tensor, sample: int = 0) -> Tensor:
         """Gated maps (n, …), as F' or as :meth:`effective` gives them -> logits (n, K) or (n, T, K).

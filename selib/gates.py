@@ -105,8 +105,9 @@ def fit_gates(
     """
     _check(sparsity, agreement, task, epochs)
     model = bare(model)
-    fresh = not isinstance(loader, FeatureCache) and not attached(model)
-    if fresh:
+    fresh = False
+    if not isinstance(loader, FeatureCache) and not attached(model):
+        fresh = True
         reduction = reduction if reduction is not None else 4 if per_target else 1
         loader = _attach_first(model, loader, reduction, seed, per_target)
     block = only_block(model)
@@ -184,8 +185,9 @@ def _fit(
         steps = epochs * -(-len(rows) // batch)
         step = stepper(weights, lr, steps)
         # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
-        own = isinstance(block, TargetSEBlock) and task == "multilabel"
-        strength = sparsity * block.targets if own else sparsity
+        strength = sparsity
+        if isinstance(block, TargetSEBlock) and task == "multilabel":
+            strength *= block.targets
         bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
         for _ in range(epochs):
             for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):

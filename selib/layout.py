@@ -93,6 +93,8 @@ def map_layout(
     if len(shape) not in (3, 4, 5):
         return None
     timed = _over_time(shape, input_shapes, frames)
+    if timed and known and len(shape) == 3:
+        return MapLayout(known, shape[1 if known == "BC*" else 2])
     if timed:
         return timed
     spaces = input_spaces(input_shapes)
@@ -129,13 +131,12 @@ def _tokens(
         for space in reversed(maps):
             if 0 <= a - prod(space) <= NOT_POSITIONS:
                 return MapLayout("B*C", b, a - prod(space), space)
-    grids = [] if known == "BC*" else [("B*C", b, token_grid(a, spaces))]
-    grids += [] if known == "B*C" else [("BC*", a, token_grid(b, spaces))]
-    for layout, channels, found in grids:
-        if found and (layout == "B*C" or found[0] == 0):
-            return MapLayout(layout, channels, *found)
+    if known != "BC*" and (found := token_grid(a, spaces)):
+        return MapLayout("B*C", b, *found)
+    if known != "B*C" and (found := token_grid(b, spaces)) and found[0] == 0:
+        return MapLayout("BC*", a, 0, found[1])
     if any(len(s) == 1 for s in spaces):
         as_long = any(a == s[0] != b for s in spaces)
-        layout = known or ("B*C" if as_long else "BC*")
+        layout: Layout = known or ("B*C" if as_long else "BC*")
         return MapLayout(layout, b if layout == "B*C" else a)
     return None

@@ -62,6 +62,8 @@ class _Seen:
     def watch(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self.calls[name] = self.calls.get(name, 0) + 1
+            if isinstance(module, nn.RNNBase) and module.batch_first:
+                _note(self.written, output[0], ("B*C", output[0].shape[-1]))
             if not isinstance(output, Tensor):
                 return
             before = args[0] if args and isinstance(args[0], Tensor) else None
@@ -230,6 +232,7 @@ class _Probe:
 
             return look
 
+        torch.default_generator.manual_seed(0)  # dropout in evaluation mode: the same in every pass
         with hooked(*((self.model.get_submodule(s.name), hook(s.name)) for s in self.sites)):
             return logits_of(call(self.model, self.inputs), self.inputs).double(), marks
 
@@ -259,6 +262,7 @@ class _Probe:
     def hold(self, site: Site) -> None:
         """Keep a map as it is from now on."""
         keep: list[Tensor] = []
+        torch.default_generator.manual_seed(0)
         with hooked((self.model.get_submodule(site.name), lambda m, a, output: keep.append(output.clone()))):
             call(self.model, self.inputs)
         self.held[site.name] = keep[0]
@@ -291,7 +295,7 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
         ValueError: if no spatial map feeds the output, or several do side by side (the candidates are listed).
     """
     model = a_copy(model)
-    with evaluating(model):
+    with evaluating(model), torch.random.fork_rng(devices=[]):
         inputs = _one_sample(example)  # shapes and changes need no more than one sample
         sites, unread = candidates(model, inputs, example)
         probe = _Probe(model, inputs, sites)

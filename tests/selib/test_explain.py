@@ -357,7 +357,7 @@ def test_streams() -> None:
     for seed, block in enumerate(blocks.values()):
         open_and_close(block, seed)
     ex = explain(model, example)
-    assert isinstance(ex, Streams) and set(ex.streams) == {"face", "body", "fusion"}
+    assert set(ex.streams) == {"face", "body", "fusion"}
     assert torch.equal(ex.logits, run(model, example))
     targets = torch.tensor([0, 1, 2])
     for name, block in blocks.items():
@@ -378,7 +378,7 @@ def test_one_named_stream_is_a_stream() -> None:
     model, example = zoo.build("functional")
     attach_se(model, example, at={"image": "conv2"})
     ex = explain(model, example)
-    assert isinstance(ex, Streams) and ex.streams["image"].heatmap().shape == (3, 32, 32)
+    assert ex.streams["image"].heatmap().shape == (3, 32, 32)
 
 
 # ---- blocks that the model was born with ---------------------------------------------------------------------------------------
