@@ -1,167 +1,212 @@
-"""The methods to compare with, and the controls every table needs, all behind one call: (images, targets) -> heatmaps.
+"""Rival methods, and the controls every table needs, all behind one call: (images, targets) -> heatmaps.
 
-An :data:`Explainer` takes images float (B, C, H, W) and targets int64 (B,) and returns heatmaps float32 (B, H, W) in
-[0, 1]. All of them are finished alike: negative values cut off, resized bicubically to the images' size, each map
-scaled to [0, 1]. A call runs the model in evaluation mode and leaves its modes, gradients, buffers and hooks as they
-were.
+An :data:`Explainer` takes images float (B, C, H, W) and targets int64 (B,) and returns heatmaps float32
+(B, H, W) in [0, 1]: negative values are cut off, then each map is resized bicubically to the images and scaled.
+It runs the model in evaluation mode and leaves it as it was.
 
-``layer`` is a module of the model or its name; its output must be (B, C, h, w). For a model with an SE block it is
-usually ``block.features``, which is F, the map before the gates.
+``layer`` is a module of the model or its name; its output must be a map (B, C, h, w). In a model with an SE
+block it is usually ``block.features``, which is F, the map before the gates.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selib.attach import attached, bare, evaluating, hooked, logits_of
+from selib.attach import attached
+from selib.forward import bare, call, evaluating, hooked, logits_of
 from selib.heatmap import normalize, resize, weighted_sum
 
 Explainer = Callable[[Tensor, Tensor], Tensor]
 Layer = nn.Module | str
 
 
-def cams(
-    model: nn.Module, layer: Layer, *, earlier: Sequence[Layer] = (), batch_size: int = 256
-) -> dict[str, Explainer]:
+# ---- the CAM family: f is the map, g the gradient of the target's logit there -------------------------------
+
+
+def _grad_cam_plus_plus(f: Tensor, g: Tensor) -> Tensor:
+    alpha = g**2 / (2 * g**2 + f.sum((2, 3), keepdim=True) * g**3 + 1e-6)  # equation 19
+    return weighted_sum(f, (alpha * g.relu()).sum((2, 3)))
+
+
+GRADIENT_CAMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Grad-CAM": lambda f, g: weighted_sum(f, g.mean((2, 3))),  # Selvaraju et al., 2017
+    "Grad-CAM++": _grad_cam_plus_plus,  # Chattopadhay et al., 2018
+    "HiResCAM": lambda f, g: (g * f).sum(1),  # Draelos and Carin, 2020
+    "LayerCAM": lambda f, g: (g.relu() * f).sum(1),  # Jiang et al., 2021
+    "XGrad-CAM": lambda f, g: weighted_sum(
+        f, (g * f).sum((2, 3)) / (f.sum((2, 3)) + 1e-8)
+    ),  # Fu et al., 2020
+}
+
+
+def _eigen_cam(f: Tensor) -> Tensor:
+    """The projection of F, centred, on its first principal component over the positions.
+
+    Its sign is left to chance: the larger extreme is taken as the object (Seg-Eigen-CAM, 2025, equation 13).
+    """
+    positions = f.float().flatten(2)
+    centred = positions - positions.mean(2, keepdim=True)
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    maps = (values[:, :1] * directions[:, 0]).unflatten(1, f.shape[2:])
+    upside_down = maps.amax((1, 2), keepdim=True) < -maps.amin((1, 2), keepdim=True)
+    return torch.where(upside_down, -maps, maps)
+
+
+def _fem(f: Tensor) -> Tensor:
+    """Channels weighted by the share of their positions that exceed mean + 2 standard deviations."""
+    limit = f.mean((2, 3), keepdim=True) + 2 * f.std((2, 3), keepdim=True, correction=0)
+    return weighted_sum(f, (f > limit).float().mean((2, 3)))
+
+
+MAP_CAMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Eigen-CAM": _eigen_cam,  # Muhammad and Yeasin, 2020
+    "FEM": _fem,  # Fuad et al., 2020
+}
+
+
+def cams(model: nn.Module, layer: Layer, *, batch_size: int = 256) -> dict[str, Explainer]:
     """The CAM family at one layer, by name.
 
-    Grad-CAM, LayerCAM, XGrad-CAM and Score-CAM are torchcam's. Grad-CAM++, HiResCAM and FEM are grad-cam's: torchcam
-    0.5 lacks the last two, and its Grad-CAM++ leaves out the denominator of equation 19 (it divides a copy).
-    :func:`ablation_cam` and :func:`eigen_cam` say why they are ours. RefineCAM, the product of the Grad-CAM++ maps of
-    several layers, joins when ``earlier`` layers are named. Score-CAM and Ablation-CAM run the model once per channel,
-    ``batch_size`` images at a time.
+    Score-CAM and Ablation-CAM run the model once for every channel, ``batch_size`` images at a time.
 
     Raises:
-        ValueError: if a layer is not part of the model.
+        ValueError: if the layer is not part of the model.
     """
-    import pytorch_grad_cam as grad_cam  # type: ignore[import-untyped]
-    from torchcam import methods as torchcam
-
     model = bare(model)
     module = _find(model, layer)
-    plus_plus = [
-        _finish(_grad_cam(grad_cam.GradCAMPlusPlus, model, m))
-        for m in [module, *(_find(model, e) for e in earlier)]
-    ]
 
-    def refine(images: Tensor, targets: Tensor) -> Tensor:
-        return normalize(torch.stack([explain(images, targets) for explain in plus_plus]).prod(0))
+    def by_gradient(formula: Callable[[Tensor, Tensor], Tensor]) -> Explainer:
+        def explain(images: Tensor, targets: Tensor) -> Tensor:
+            return formula(
+                *_map_and_gradient(
+                    model, module, images, lambda logits: logits.gather(1, targets[:, None]).sum()
+                )
+            )
 
-    found = {
-        "Grad-CAM": _finish(_torchcam(torchcam.GradCAM, model, module)),
-        "Grad-CAM++": plus_plus[0],
-        "HiResCAM": _finish(_grad_cam(grad_cam.HiResCAM, model, module)),
-        "LayerCAM": _finish(_torchcam(torchcam.LayerCAM, model, module)),
-        "XGrad-CAM": _finish(_torchcam(torchcam.XGradCAM, model, module)),
-        "Score-CAM": _finish(_torchcam(torchcam.ScoreCAM, model, module, batch_size=batch_size)),
-        "Ablation-CAM": ablation_cam(model, module, batch_size=batch_size),
-        "Eigen-CAM": eigen_cam(model, module),
-        "FEM": _finish(_grad_cam(grad_cam.FEM, model, module)),
+        return _finish(explain)
+
+    def by_map(formula: Callable[[Tensor], Tensor]) -> Explainer:
+        return _finish(lambda images, targets: formula(features_of(model, module, images)[0]))
+
+    return {
+        **{name: by_gradient(formula) for name, formula in GRADIENT_CAMS.items()},
+        "Score-CAM": _score_cam(model, module, batch_size),
+        "Ablation-CAM": _ablation_cam(model, module, batch_size),
+        **{name: by_map(formula) for name, formula in MAP_CAMS.items()},
     }
-    return found | ({"RefineCAM": refine} if earlier else {})
 
 
-def ablation_cam(model: nn.Module, layer: Layer, *, batch_size: int = 256) -> Explainer:
-    """Ablation-CAM (Desai and Ramaswamy, 2020, equation 3): Σ_c (y - y_c)·F[c], y_c the target's logit with F[c] = 0.
+def _map_and_gradient(
+    model: nn.Module, module: nn.Module, inputs: Any, score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The module's output and the gradient of ``score(logits)`` there, of what follows the module only."""
+    seen: list[Tensor] = []
 
-    The paper's division by y is left out: it only scales a map, except where y < 0, when it would turn it over. Ours,
-    because grad-cam swaps modules inside the model, ablates with -10⁷ instead of 0 unless the map's minimum is 0, and
-    draws a progress bar for each image. Where they should agree, a test holds it against grad-cam's.
-    """
-    model = bare(model)
-    module = _find(model, layer)
+    def start_here(m: nn.Module, args: Any, output: Any) -> Tensor:
+        seen.append(_checked(output).detach().requires_grad_())
+        torch.set_grad_enabled(True)  # until `evaluating` ends
+        return seen[0].clone()  # an in-place layer may follow
 
-    def explain(images: Tensor, targets: Tensor) -> Tensor:
-        features, logits = features_of(model, module, images)
-        channels = features.shape[1]
-        ablated = []
-        for part in torch.arange(len(images) * channels, device=images.device).split(batch_size):
-            image, channel = part // channels, part % channels
-            without = features[image]
-            without[torch.arange(len(part), device=images.device), channel] = 0
-            with evaluating(model), hooked((module, lambda m, a, output, without=without: without)):
-                ablated.append(logits_of(model(images[image])).gather(1, targets[image, None]))
-        drop = logits.gather(1, targets[:, None]) - torch.cat(ablated).view(len(images), channels)
-        return weighted_sum(features, drop)
-
-    return _finish(explain)
+    with torch.inference_mode(False), evaluating(model), hooked((module, start_here)):
+        (gradient,) = torch.autograd.grad(score(logits_of(call(model, inputs))), seen)
+    return seen[0].detach(), gradient
 
 
-def eigen_cam(model: nn.Module, layer: Layer) -> Explainer:
-    """Eigen-CAM (Muhammad and Yeasin, 2020): the projection of F on its first principal component over positions.
+def _by_channel(logit: Callable[[Tensor, Tensor], Tensor], features: Tensor, batch_size: int) -> Tensor:
+    """``logit`` of all pairs of image and channel, given as index tensors, in batches: (B, C)."""
+    pairs = torch.arange(len(features) * features.shape[1], device=features.device)
+    found = [logit(p // features.shape[1], p % features.shape[1]) for p in pairs.split(batch_size)]
+    return torch.cat(found).view(features.shape[:2])
 
-    Centred, as in grad-cam. Ours, because grad-cam leaves the sign to chance and computes C × C directions to use one.
-    The larger extreme is taken as the object (Seg-Eigen-CAM, 2025, equation 13).
-    """
-    model = bare(model)
-    module = _find(model, layer)
+
+def _score_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Explainer:
+    """Wang et al., 2020: channels weighted by the softmax of the target's logit with each one's map as a mask."""
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         features, _ = features_of(model, module, images)
-        positions = features.float().flatten(2)
-        _, values, directions = torch.linalg.svd(
-            positions - positions.mean(2, keepdim=True), full_matrices=False
-        )
-        maps = (values[:, :1] * directions[:, 0]).view(-1, *features.shape[2:])
-        return torch.where(maps.amax((1, 2), keepdim=True) < -maps.amin((1, 2), keepdim=True), -maps, maps)
+        masks = features - features.amin((2, 3), keepdim=True)
+        masks /= masks.amax((2, 3), keepdim=True) + 1e-8
+
+        def logit(image: Tensor, channel: Tensor) -> Tensor:
+            mask = F.interpolate(masks[image, channel][:, None], images.shape[2:], mode="bilinear")
+            with evaluating(model):
+                return logits_of(model(images[image] * mask)).gather(1, targets[image, None])
+
+        return weighted_sum(features, _by_channel(logit, features, batch_size).softmax(1))
 
     return _finish(explain)
 
 
-def integrated_gradients(model: nn.Module, *, steps: int = 16, batch_size: int = 256) -> Explainer:
-    """Integrated gradients (Sundararajan et al., 2017) by captum, summed over colours in magnitude: Σ_colour |IG|.
+def _ablation_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Explainer:
+    """Desai and Ramaswamy, 2020, equation 3: channels weighted by the fall of the target's logit without them.
 
-    The path starts at 0, the mean colour of normalised images; ``steps`` points of Gauss-Legendre quadrature.
+    The paper's division by the logit is left out: it scales the map, or turns it over where the logit is < 0.
     """
-    from captum.attr import IntegratedGradients  # type: ignore[import-untyped]
-
-    model = bare(model)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        with gradients(model):
-            method = IntegratedGradients(lambda x: logits_of(model(x)))
-            size = max(batch_size, len(images))  # captum runs one step at a time at least
-            parts = method.attribute(images, target=targets, n_steps=steps, internal_batch_size=size)
-        return parts.abs().sum(1)
+        features, logits = features_of(model, module, images)
+
+        def logit(image: Tensor, channel: Tensor) -> Tensor:
+            ablated = features[image]
+            ablated[torch.arange(len(image), device=image.device), channel] = 0
+            with evaluating(model), hooked((module, lambda m, args, output: ablated)):
+                return logits_of(model(images[image])).gather(1, targets[image, None])
+
+        fall = logits.gather(1, targets[:, None]) - _by_channel(logit, features, batch_size)
+        return weighted_sum(features, fall)
 
     return _finish(explain)
 
 
 def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str, target: int = 0) -> Tensor:
-    """Grad-CAM (Selvaraju et al., 2017) of one clip by captum, (T, H, W): one weight a channel, for the target's logits of all frames.
-
-    It needs gradients, and a forward function of positional tensors made for it.
+    """Grad-CAM of one clip, (T, H, W): one weight a channel, for the sum of the target's logits over the frames.
 
     Args:
         inputs: {stream: (1, T, …)}, as the model takes it.
         stream: whose SE block stands behind the map that is shown.
     """
-    from captum.attr import LayerGradCam
-
-    names = list(inputs)
-    block = attached(model)[stream]
-
-    def total(*tensors: Tensor) -> Tensor:
-        return logits_of(model(**dict(zip(names, tensors, strict=True))))[..., target].sum(1)
-
-    with gradients(model):
-        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs.values())
-        raw = LayerGradCam(total, block.features).attribute(leaves, relu_attributions=True)
-    return normalize(resize(raw[:, 0].detach(), inputs[stream].shape[1:]))[0]
+    module = attached(model)[stream].features
+    with torch.backends.cudnn.flags(
+        enabled=False
+    ):  # cuDNN differentiates no recurrent layer in evaluation mode
+        f, g = _map_and_gradient(model, module, inputs, lambda logits: logits[..., target].sum())
+    maps = weighted_sum(f, g.flatten(2).mean(2)).relu()
+    return normalize(resize(maps, inputs[stream].shape[1:]))[0]
 
 
-# ---- controls --------------------------------------------------------------------------------------------------------
+def integrated_gradients(model: nn.Module, *, steps: int = 16) -> Explainer:
+    """Integrated gradients (Sundararajan et al., 2017), summed over colours in magnitude: Σ_colour |IG|.
+
+    The path starts at 0, the mean colour of normalised images; ``steps`` points of Gauss-Legendre quadrature.
+    """
+    model = bare(model)
+    points, weights = np.polynomial.legendre.leggauss(steps)
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros_like(images)
+        for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+            with torch.inference_mode(False), evaluating(model), torch.enable_grad():
+                x = (float(point) * images.clone()).requires_grad_()
+                logits = logits_of(model(x)).gather(1, targets[:, None])
+                total += float(weight) * torch.autograd.grad(logits.sum(), x)[0]
+        return (total * images).abs().sum(1)
+
+    return _finish(explain)
+
+
+# ---- controls ----------------------------------------------------------------------------------------------
 
 
 def controls(model: nn.Module, layer: Layer, *, count: int, seed: int = 0) -> dict[str, Explainer]:
-    """What a map must beat to have said anything: noise, the centre, all channels alike, ``count`` random channels."""
+    """What a map must beat to have said anything: noise, the centre, all channels alike, ``count`` random ones."""
     return {
         "uniform noise": uniform_noise(seed),
         "centre prior": centre_prior,
@@ -171,21 +216,16 @@ def controls(model: nn.Module, layer: Layer, *, count: int, seed: int = 0) -> di
 
 
 def uniform_noise(seed: int = 0, *, cells: int = 8) -> Explainer:
-    """Independent uniform values on a grid of ``cells`` × ``cells``, resized as every map is.
-
-    As coarse as a feature map: noise from pixel to pixel would also differ from a CAM in smoothness. The values come
-    from the seed and the image's content, so an image has the same map in every batch.
-    """
+    """Uniform values on a grid of ``cells`` × ``cells``, as coarse as a feature map, by seed and image."""
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        maps = [torch.rand(cells, cells, generator=generator_of(seed, image)) for image in images]
-        return torch.stack(maps).to(images.device)
+        return torch.stack([torch.rand(cells, cells, generator=generator_of(seed, x)) for x in images])
 
     return _finish(explain)
 
 
 def centre_prior(images: Tensor, targets: Tensor) -> Tensor:
-    """A Gaussian at the centre of every image, its σ a quarter of each side: where photographers put the object."""
+    """A Gaussian at the centre, its σ a quarter of each side: where photographers put the object."""
     rows, columns = (
         (torch.arange(n, device=images.device) - (n - 1) / 2) * (4 / n) for n in images.shape[2:]
     )
@@ -195,38 +235,26 @@ def centre_prior(images: Tensor, targets: Tensor) -> Tensor:
 
 def mean_of_channels(model: nn.Module, layer: Layer) -> Explainer:
     """The mean of all channels of the feature map: what it shows before any method has weighted it."""
-    return _finish(_weighted(model, layer, lambda image, channels: torch.ones(channels)))
+    model = bare(model)
+    module = _find(model, layer)
+    return _finish(lambda images, targets: features_of(model, module, images)[0].float().mean(1))
 
 
 def random_channels(model: nn.Module, layer: Layer, count: int, seed: int = 0) -> Explainer:
-    """The mean of ``count`` random channels, drawn for each image from the seed and its content.
-
-    Raises:
-        ValueError: when called, if the layer has fewer than ``count`` channels.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-
-    def choose(image: Tensor, channels: int) -> Tensor:
-        if count > channels:
-            raise ValueError(f"count={count} random channels were asked for, but the layer has {channels}")
-        chosen = torch.randperm(channels, generator=generator_of(seed, image))[:count]
-        return torch.zeros(channels).index_fill_(0, chosen, 1)
-
-    return _finish(_weighted(model, layer, choose))
-
-
-def _weighted(model: nn.Module, layer: Layer, weights: Callable[[Tensor, int], Tensor]) -> Explainer:
-    """Mean over the channels of the layer's map, weighted by ``weights(image, C)`` for each image."""
+    """The mean of ``count`` random channels, drawn for each image by the seed and its content."""
     model = bare(model)
     module = _find(model, layer)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         features, _ = features_of(model, module, images)
-        w = torch.stack([weights(image, features.shape[1]) for image in images]).to(features.device)
-        return weighted_sum(features, w / w.sum(1, keepdim=True))
+        channels = features.shape[1]
+        if not 1 <= count <= channels:
+            raise ValueError(f"count={count} random channels of a layer that has {channels}")
+        orders = [torch.randperm(channels, generator=generator_of(seed, image)) for image in images]
+        chosen = torch.stack(orders)[:, :count].to(features.device)
+        return features.float().take_along_dim(chosen[:, :, None, None], 1).mean(1)
 
-    return explain
+    return _finish(explain)
 
 
 def generator_of(seed: int, image: Tensor) -> torch.Generator:
@@ -236,12 +264,10 @@ def generator_of(seed: int, image: Tensor) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
 
 
-# ---- one way in, one way out -----------------------------------------------------------------------------------------
+# ---- one way in, one way out -------------------------------------------------------------------------------
 
 
 def _finish(raw: Explainer) -> Explainer:
-    """Cut off negative values, resize bicubically to the images, scale each map to [0, 1]."""
-
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         maps = raw(images.detach(), targets.to(images.device)).detach().to(images.device).float().relu()
         return normalize(resize(maps, images.shape[2:]))
@@ -250,110 +276,32 @@ def _finish(raw: Explainer) -> Explainer:
 
 
 def _find(model: nn.Module, layer: Layer) -> nn.Module:
-    names = {module: name for name, module in model.named_modules()}
-    if isinstance(layer, str):
-        module = dict(model.named_modules()).get(layer)
-        if module is None or not layer:
-            close = difflib.get_close_matches(layer, names.values(), n=3, cutoff=0.3)
-            raise ValueError(
-                f"layer={layer!r}: the model has no such module; close: {', '.join(close) or 'none'}"
-            )
-        return module
-    if layer not in names:
-        raise ValueError(
-            f"layer={type(layer).__name__} is not part of the model: pass one of its modules, or a name"
-        )
-    return layer
+    modules = dict(model.named_modules())
+    if isinstance(layer, str) and layer in modules:
+        return modules[layer]
+    if isinstance(layer, nn.Module) and layer in modules.values():
+        return layer
+    name = layer if isinstance(layer, str) else type(layer).__name__
+    close = ", ".join(difflib.get_close_matches(name, modules, cutoff=0.3)) or "none"
+    raise ValueError(
+        f"layer={name} is not part of the model: pass one of its modules, or a name; close: {close}"
+    )
 
 
-def _check_map(module: nn.Module, args: Any, output: Any) -> None:
-    if not isinstance(output, Tensor) or output.ndim != 4:
+def _checked(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim not in (4, 5):  # 5 of a clip
         what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"the layer's output must be a map (B, C, h, w) for this method, got {what}: name another layer"
-        )
+        raise ValueError(f"the layer's output must be a map (B, C, h, w), got {what}: name another layer")
+    return output
 
 
 def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's output (B, C, h, w) and the logits (B, K) of one forward pass."""
-    module = _find(model, layer)
     seen: list[Tensor] = []
 
-    def keep(m: nn.Module, args: Any, output: Tensor) -> None:
-        _check_map(m, args, output)
-        seen.append(output.clone())  # an in-place layer may follow
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(_checked(output).clone())  # an in-place layer may follow
 
-    with evaluating(model), hooked((module, keep)):
+    with evaluating(model), hooked((_find(model, layer), keep)):
         logits = logits_of(model(images))
     return seen[0], logits
-
-
-@contextmanager
-def gradients(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, but for no parameter: no ``param.grad`` is touched, no graph is built for them."""
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        for p, _ in wanted:
-            p.requires_grad_(False)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for p, requires_grad in wanted:
-            p.requires_grad_(requires_grad)
-
-
-@contextmanager
-def _graph_starts_at(module: nn.Module) -> Iterator[Callable[[], Any]]:
-    """Make the module's output a leaf, so that gradients run through the head only.
-
-    Yields a function to call once the library has set its own hooks: it adds the last one, which hands a copy on. An
-    in-place ReLU behind the layer then changes the copy, not the map that the library holds.
-    """
-
-    def leaf(m: nn.Module, args: Any, output: Tensor) -> Tensor:
-        _check_map(m, args, output)
-        return output.detach().requires_grad_()
-
-    handles = [module.register_forward_hook(leaf)]
-    try:
-        yield lambda: handles.append(module.register_forward_hook(lambda m, a, output: output.clone()))
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _torchcam(method: Callable[..., Any], model: nn.Module, module: nn.Module, **options: Any) -> Explainer:
-    def raw(images: Tensor, targets: Tensor) -> Tensor:
-        with (
-            gradients(model),
-            _graph_starts_at(module) as copy_downstream,
-            method(model, module, **options) as cam,
-        ):
-            copy_downstream()
-            return cam(targets.tolist(), logits_of(model(images)), normalized=False)[0]
-
-    return raw
-
-
-def _grad_cam(method: Callable[..., Any], model: nn.Module, module: nn.Module) -> Explainer:
-    """The map of a grad-cam method before that library's own resizing, and without its ``zero_grad`` on the model."""
-
-    def raw(images: Tensor, targets: Tensor) -> Tensor:
-        with gradients(model), _graph_starts_at(module) as copy_downstream:
-            cam = method(model, [module])
-            try:
-                copy_downstream()
-                logits = logits_of(cam.activations_and_grads(images))
-                if cam.uses_gradients:
-                    logits.gather(1, targets[:, None]).sum().backward()
-                seen = cam.activations_and_grads
-                found = [
-                    t.float().numpy() for t in (*seen.activations, *seen.gradients)
-                ]  # F, and its gradient if any
-                return torch.from_numpy(
-                    cam.get_cam_image(images, module, targets, found[0], found[-1], False)
-                )
-            finally:
-                cam.activations_and_grads.release()
-
-    return raw

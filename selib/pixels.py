@@ -11,19 +11,15 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB channels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
 
-def _channelwise(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(3, 1, 1)
-
-
 def normalize(images: Tensor) -> Tensor:
     """Images uint8 (..., 3, H, W) in 0..255 -> float32 of the same shape, ImageNet mean 0 and deviation 1."""
     if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3:
         raise TypeError(
             f"normalize takes uint8 images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"
         )
-    # one multiplication and one addition: (x / 255 - mean) / std
-    scale = 1 / (255 * _channelwise(STD, images))
-    return images.float().mul_(scale).sub_(_channelwise(MEAN, images) / _channelwise(STD, images))
+    mean, std = torch.tensor([MEAN, STD], dtype=torch.float32, device=images.device)[..., None, None]
+    # (x / 255 - mean) / std as one multiplication and one subtraction, in place
+    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def denormalize(images: Tensor) -> Tensor:
@@ -32,5 +28,19 @@ def denormalize(images: Tensor) -> Tensor:
         raise TypeError(
             f"denormalize takes float images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"
         )
-    pixels = (images.float() * _channelwise(STD, images) + _channelwise(MEAN, images)) * 255
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+    mean, std = torch.tensor([MEAN, STD], dtype=torch.float32, device=images.device)[..., None, None]
+    return ((images.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, given as both or as the side of a square.
+
+    Raises:
+        ValueError: anything but one or two positive whole numbers.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(
+            f"image_size={image_size!r}: pass the side of a square in pixels, or (height, width)"
+        )
+    return size

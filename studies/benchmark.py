@@ -1,38 +1,36 @@
-"""Many explainers × many measures over the images of a set, kept image by image so that every comparison is paired."""
+"""Many explainers × many measures over the images of a set, image by image so that comparisons are paired."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from selib import metrics as m
-from selib.attach import evaluating, logits_of
 from selib.baselines import Explainer
-from selib.stats import Interval, bootstrap, paired
+from selib.forward import evaluating, logits_of
+from selib.metrics import bootstrap
 
-LOCALISATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Batch = tuple[Tensor, Tensor, Tensor]
+Measure = Callable[[Tensor, Tensor], Tensor]
+LOCALISATION: dict[str, Measure] = {
     "pointing": m.pointing_game,
     "energy": m.energy_in_mask,
-    "rank": m.relevance_rank_accuracy,
     "ap": m.average_precision,
 }  # and "iou", which needs a threshold
 FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
     "deletion": m.deletion,
     "insertion": m.insertion,
-    "drop": m.average_drop,
-    "increase": m.increase,
     "road": m.road,
 }
-LOWER_IS_BETTER = frozenset({"deletion", "drop"})
-DEFAULT = ("pointing", "energy", "rank", "iou", "ap", "deletion", "insertion", "drop", "increase")
+LOWER_IS_BETTER = frozenset({"deletion"})
 
 
 class Images(Protocol):
@@ -64,31 +62,14 @@ class Scores:
                 raise ValueError(f"{name!r} was not measured; there are: {', '.join(known)}")
         return self.values[explainer][metric]
 
-    def compare(self, a: str, b: str, metric: str) -> Interval:
-        """Interval of mean(a - b), paired over the images that both explainers were measured on."""
-        x, y = self.cell(a, metric), self.cell(b, metric)
-        both = ~np.isnan(x) & ~np.isnan(y)
-        return paired(x[both], y[both])
-
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """{explainer: {metric: {mean, low, high, n}}}, ready for JSON; low and high are the bootstrap 95 % interval."""
+        """{explainer: {metric: {mean, low, high, n}}}; low and high are the bootstrap 95 % interval."""
 
         def cell(values: NDArray[np.float64]) -> dict[str, float]:
             found = values[~np.isnan(values)]
             return bootstrap(found)._asdict() | {"n": len(found)}
 
         return {name: {metric: cell(v) for metric, v in row.items()} for name, row in self.values.items()}
-
-    def table(self) -> list[dict[str, str]]:
-        """One row of text per explainer: means, n where it is not all images, and milliseconds per image."""
-        rows = []
-        for explainer, cells in self.summary().items():
-            row = {"explainer": explainer}
-            for metric, cell in cells.items():
-                note = "" if cell["n"] == len(self.indices) else f" (n={cell['n']})"
-                row[f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}"] = f"{cell['mean']:.3f}{note}"
-            rows.append(row | {"ms": f"{1000 * self.seconds[explainer]:.1f}"})
-        return rows
 
 
 def run(
@@ -97,111 +78,113 @@ def run(
     explainers: Mapping[str, Explainer],
     indices: Sequence[int],
     *,
-    metrics: Sequence[str] = DEFAULT,
-    localisation: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = LOCALISATION,
+    metrics: Sequence[str],
+    localisation: Mapping[str, Measure] = LOCALISATION,
     threshold_indices: Sequence[int] = (),
     faithfulness_images: int | None = None,
     limits: Mapping[str, int] | None = None,
-    steps: int = 20,
     batch_size: int = 64,
-    progress: bool = True,
 ) -> Scores:
     """Score every explainer, for the targets of the set, on the images ``indices`` of it.
 
-    Where only a part of the images is used, it is the head of one fixed shuffle: parts of different size overlap as far
-    as they can, and indices sorted by class do not make them one-sided.
+    Where only a part of the images is used, it is the head of one fixed shuffle: parts of different size overlap
+    as far as they can, and indices sorted by class do not make them one-sided.
 
     Args:
-        model: gives logits (B, K); it runs in evaluation mode on the device of its parameters and is left as it was.
-        data: images, targets and, for localisation, masks or boxes.
-        explainers: by name; controls are explainers like any other.
-        metrics: columns of the table: names from ``localisation``, ``FAITHFULNESS`` and "iou".
+        model: gives logits (B, K); it runs in evaluation mode on the device of its parameters.
+        metrics: names from ``localisation``, ``FAITHFULNESS`` and "iou".
         localisation: measures (heatmaps (B, H, W), masks (B, H, W)) -> (B,) by name.
-        threshold_indices: other images of the set, a validation split, on which the threshold of "iou" is chosen.
+        threshold_indices: other images of the set, on which the threshold of "iou" is chosen.
         faithfulness_images: how many images the faithfulness measures get; None for all.
         limits: {explainer: how many images} for slow ones.
-        steps: of deletion and insertion; they cost steps + 1 forward passes each.
 
     Raises:
-        ValueError: an unknown metric or explainer, fewer than two images, "iou" without images for its threshold.
+        ValueError: an unknown metric, fewer than two images, "iou" without images for its threshold.
     """
-    limits = limits or {}
-    device, everything = next(model.parameters()).device, len(indices)
+    limits, everything = limits or {}, len(indices)
     faithful = everything if faithfulness_images is None else faithfulness_images
-    known = [*localisation, "iou", *FAITHFULNESS]
-    if unknown := [name for name in metrics if name not in known]:
-        raise ValueError(f"metrics={unknown} are unknown: choose from {', '.join(known)}")
-    if unknown := [name for name in limits if name not in explainers]:
-        raise ValueError(f"limits={unknown} name no explainer: there are {', '.join(explainers)}")
+    _check(metrics, [*localisation, "iou", *FAITHFULNESS], indices, threshold_indices)
     if min(everything, faithful, *limits.values()) < 2:
-        raise ValueError(
-            "indices, limits and faithfulness_images must each leave two images: one gives no interval"
-        )
-    if "iou" in metrics and not len(threshold_indices):
-        raise ValueError(
-            '"iou" needs threshold_indices=…, validation images on which its threshold is chosen'
-        )
-    if shared := set(map(int, threshold_indices)) & set(map(int, indices)):
-        raise ValueError(
-            f"threshold_indices share {len(shared)} images with indices: choose them from a validation split"
-        )
-    localised = any(metric not in FAITHFULNESS for metric in metrics)
-    scores = Scores(np.asarray(indices, dtype=np.int64))
+        raise ValueError("indices, limits and faithfulness_images must each leave two images for an interval")
     order = np.random.default_rng(0).permutation(everything)
     validation = np.random.default_rng(0).permutation(np.asarray(threshold_indices, dtype=np.int64))
-    validation = validation if "iou" in metrics else validation[:0]
-    sizes = {name: limits.get(name, everything) for name in explainers}
+    device = next(model.parameters()).device
+    masks = any(metric not in FAITHFULNESS for metric in metrics)
+    scores = Scores(np.asarray(indices, dtype=np.int64))
+    for name, explain in explainers.items():
+        size = limits.get(name, everything)
+        measures = dict(localisation)
+        if "iou" in metrics:
+            batches = _batches(data, validation[:size], batch_size, device, masks=True)
+            threshold = scores.thresholds[name] = _threshold(explain, batches)
+            measures["iou"] = partial(m.iou, threshold=threshold)
+        places = order[:size]
+        batches = _batches(data, scores.indices[places], batch_size, device, masks)
+        found, seconds = _measure(model, explain, batches, metrics, measures, faithful)
+        row = scores.values[name] = {metric: np.full(everything, np.nan) for metric in metrics}
+        for metric, values in found.items():
+            row[metric][places[: len(values)]] = values
+        scores.seconds[name] = seconds / len(places)
+    return scores
 
-    def load(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        places = torch.from_numpy(rows)
-        truth = data.truth(places).to(device) if localised else torch.empty(0)
-        return data.batch(places).to(device), data.targets[places].to(device), truth
+
+def _check(
+    metrics: Sequence[str], known: Sequence[str], indices: Sequence[int], threshold_indices: Sequence[int]
+) -> None:
+    if unknown := [name for name in metrics if name not in known]:
+        raise ValueError(f"metrics={unknown} are unknown: choose from {', '.join(known)}")
+    if "iou" in metrics and not len(threshold_indices):
+        raise ValueError('"iou" needs threshold_indices=…, other images to choose its threshold on')
+    if shared := set(map(int, threshold_indices)) & set(map(int, indices)):
+        raise ValueError(f"threshold_indices share {len(shared)} images with indices: take other images")
+
+
+def _batches(
+    data: Images, rows: NDArray[np.int64], size: int, device: torch.device, masks: bool
+) -> Iterator[Batch]:
+    """Images, targets and, if asked for, masks."""
+    for part in torch.from_numpy(rows).split(size):
+        truth = data.truth(part).to(device) if masks else torch.empty(0)
+        yield data.batch(part).to(device), data.targets[part].to(device), truth
+
+
+def _threshold(explain: Explainer, batches: Iterator[Batch]) -> float:
+    maps, truths = [], []
+    for images, targets, truth in batches:
+        maps.append(explain(images, targets))
+        truths.append(truth)
+    return m.best_threshold(torch.cat(maps), torch.cat(truths))
+
+
+def _measure(
+    model: nn.Module,
+    explain: Explainer,
+    batches: Iterator[Batch],
+    metrics: Sequence[str],
+    measures: Mapping[str, Measure],
+    faithful: int,
+) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """Values of each metric, faithfulness of the first images only, and the explainer's seconds."""
+    found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
+    seconds, done = 0.0, 0
 
     def predict(images: Tensor) -> Tensor:
         return logits_of(model(images))
 
-    total = sum(min(size, everything) + min(size, len(validation)) for size in sizes.values())
-    with tqdm(total=total, desc="benchmark", unit="image", disable=not progress) as bar:
-        for name, explain in explainers.items():
-            bar.set_postfix_str(name)
-            pairs = []
-            for part in _parts(validation[: sizes[name]], batch_size):
-                images, targets, truth = load(part)
-                pairs.append((explain(images, targets), truth))
-                bar.update(len(part))
-            if pairs:
-                maps, truths = (torch.cat(side) for side in zip(*pairs, strict=True))
-                scores.thresholds[name] = m.best_threshold(maps, truths)
-            row = scores.values[name] = {metric: np.full(everything, np.nan) for metric in metrics}
-            seconds, done = 0.0, 0
-            for places in _parts(order[: sizes[name]], batch_size):
-                images, targets, truth = load(scores.indices[places])
-                start = _now(device)
-                heatmaps = explain(images, targets)
-                seconds += _now(device) - start
-                k = max(
-                    0, min(faithful - done, len(places))
-                )  # images of this batch that the faithfulness measures get
-                for metric in metrics:
-                    if metric == "iou":
-                        row[metric][places] = m.iou(heatmaps, truth, scores.thresholds[name]).cpu()
-                    elif metric in localisation:
-                        row[metric][places] = localisation[metric](heatmaps, truth).cpu()
-                    elif k:
-                        options = {"steps": steps} if metric in ("deletion", "insertion") else {}
-                        with evaluating(model):
-                            found = FAITHFULNESS[metric](
-                                predict, images[:k], heatmaps[:k], targets[:k], **options
-                            )
-                        row[metric][places[:k]] = found.cpu()
-                done += len(places)
-                bar.update(len(places))
-            scores.seconds[name] = seconds / done
-    return scores
-
-
-def _parts(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
+    for images, targets, truth in batches:
+        start = _now(images.device)
+        heatmaps = explain(images, targets)
+        seconds += _now(images.device) - start
+        first = slice(0, max(0, faithful - done))
+        for metric in metrics:
+            if metric in measures:
+                found[metric].append(measures[metric](heatmaps, truth))
+            elif done < faithful:
+                with evaluating(model):
+                    measure = FAITHFULNESS[metric]
+                    found[metric].append(measure(predict, images[first], heatmaps[first], targets[first]))
+        done += len(images)
+    return {metric: torch.cat(values).double().cpu().numpy() for metric, values in found.items()}, seconds
 
 
 def _now(device: torch.device) -> float:

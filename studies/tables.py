@@ -8,22 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selib.stats import Interval, bootstrap, paired, paired_over_seeds
+from selib.metrics import Interval, bootstrap, paired
 from studies.benchmark import LOWER_IS_BETTER, Scores
 
 HEADINGS = {
-    "pointing": "pointing",
     "near": "energy within one cell",
     "energy": "energy inside",
-    "rank": "rank accuracy",
     "iou": "IoU",
     "ap": "AP",
-    "deletion": "deletion",
-    "insertion": "insertion",
-    "drop": "average drop",
-    "increase": "increase",
     "road": "ROAD",
-}
+}  # others keep their names
 
 
 def spec(caption: str, columns: str, rows: Sequence[Sequence[Any]], *notes: str) -> dict[str, Any]:
@@ -52,43 +46,36 @@ def score_table(
     synthetic: bool = False,
     unit: str = "images",
 ) -> dict[str, Any]:
-    """Explainers × metrics: means with the 95 % interval over images, or what ``unit`` says, each averaged over the training runs.
+    """Explainers × metrics, averaged over the training runs: means with the 95 % interval over images.
 
-    Every run must have scored the same images.
+    Args:
+        runs: on the same images.
+        unit: what an image is called.
     """
-    first = runs[0].values
-    metrics = list(next(iter(first.values())))
-    rows = [
-        [name, *(list(bootstrap(over_runs(runs, name, metric), resamples=resamples)) for metric in metrics)]
-        for name in first
-    ]
-    counts = {metric: len(over_runs(runs, next(iter(first)), metric)) for metric in metrics}
-    images = ", ".join(f"{HEADINGS.get(m, m)} {n}" for m, n in counts.items())
-    spec = {
-        "caption": caption,
-        "columns": ["map", *(heading(metric) for metric in metrics)],
-        "rows": rows,
-        "notes": [f"{unit.capitalize()}: {images}.", *_fewer(runs, counts), *notes],
-    }
-    return spec | ({"synthetic": True} if synthetic else {})
-
-
-def _fewer(runs: Sequence[Scores], counts: Mapping[str, int]) -> list[str]:
-    """A note on slow explainers that were measured on fewer images than the first one."""
-    small = {name: [len(over_runs(runs, name, metric)) for metric in counts] for name in runs[0].values}
-    found = {name: max(sizes) for name, sizes in small.items() if sizes < list(counts.values())}
-    return [f"Fewer, being slow: {', '.join(f'{name} {n}' for name, n in found.items())}."] if found else []
+    explainers = list(runs[0].values)
+    metrics = list(runs[0].values[explainers[0]])
+    rows, sizes = [], {}
+    for name in explainers:
+        cells = [over_runs(runs, name, metric) for metric in metrics]
+        rows.append([name, *(list(bootstrap(cell, resamples=resamples)) for cell in cells)])
+        sizes[name] = [len(cell) for cell in cells]
+    most = sizes[explainers[0]]
+    counts = ", ".join(f"{HEADINGS.get(m, m)} {n}" for m, n in zip(metrics, most, strict=True))
+    fewer = ", ".join(f"{name} {max(found)}" for name, found in sizes.items() if found < most)
+    slow = [f"Fewer, being slow: {fewer}."] if fewer else []
+    columns = " | ".join(["map", *map(heading, metrics)])
+    table = spec(caption, columns, rows, f"{unit.capitalize()}: {counts}.", *slow, *notes)
+    return table | ({"synthetic": True} if synthetic else {})
 
 
 def difference(runs: Sequence[tuple[ArrayLike, ArrayLike]], *, resamples: int = 2000) -> Interval:
     """mean(a - b), paired over images; with several training runs the interval is over runs and images."""
-    if len(runs) == 1:
-        return paired(*runs[0], resamples=resamples)
-    return paired_over_seeds(runs, resamples=resamples)
+    a, b = (np.stack([np.asarray(run[side], dtype=np.float64) for run in runs]) for side in (0, 1))
+    return paired(a, b, resamples=resamples)
 
 
 def compare(runs: Sequence[Scores], a: str, b: str, metric: str, *, resamples: int = 2000) -> Interval:
-    """The gain of explainer ``a`` over ``b`` on a metric, positive where ``a`` is better, whichever way the metric points."""
+    """The gain of explainer ``a`` over ``b``, positive where ``a`` is better, whichever way the metric points."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     pairs = []
     for run in runs:
@@ -118,17 +105,17 @@ def signed(interval: Sequence[float], digits: int = 3) -> str:
 
 def rank_scores(
     runs: Sequence[Scores], metrics: Sequence[str], *, resamples: int = 2000
-) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
-    """{heading: {explainer: (mean, low, high)}} for :func:`selib.plot.rank_plot`."""
-    return {
-        HEADINGS[metric]: {
-            name: bootstrap(over_runs(runs, name, metric), resamples=resamples) for name in runs[0].values
-        }
-        for metric in metrics
-    }
+) -> Mapping[str, Mapping[str, Interval]]:
+    """{heading: {explainer: interval}}, for a plot of ranks."""
+    found: dict[str, dict[str, Interval]] = {}
+    for metric in metrics:
+        cells = {name: over_runs(runs, name, metric) for name in runs[0].values}
+        intervals = {name: bootstrap(cell, resamples=resamples) for name, cell in cells.items()}
+        found[HEADINGS.get(metric, metric)] = intervals
+    return found
 
 
-# ---- the tables of the object study --------------------------------------------------------------------------------------
+# ---- the tables of the object study ------------------------------------------------------------------------
 
 
 def accuracy_table(
@@ -142,20 +129,19 @@ def accuracy_table(
     Returns:
         The table and {data set: difference in points}.
     """
-    points = {}
-    rows = []
+    points, rows = {}, []
     for name, runs in right.items():
-        gain = difference(runs, resamples=resamples)
-        points[name] = Interval(*(100 * v for v in gain))
-        with_se, without = (float(np.mean([np.mean(run[side]) for run in runs])) for side in (0, 1))
-        by_seed = ", ".join(f"{100 * (np.mean(a) - np.mean(b)):+.2f}" for a, b in runs)
+        points[name] = Interval(*(100 * value for value in difference(runs, resamples=resamples)))
+        accuracies = [(float(np.mean(a)), float(np.mean(b))) for a, b in runs]
+        with_se, without = np.mean(accuracies, 0).tolist()
+        by_seed = ", ".join(f"{100 * (a - b):+.2f}" for a, b in accuracies)
         rows.append([name, with_se, without, list(points[name]), by_seed])
-    table = {
-        "caption": "Top-1 accuracy with and without the SE block",
-        "columns": ["data", "with SE", "without", "difference in points, paired", "seed by seed"],
-        "rows": rows,
-        "notes": ["Not harmed means: the interval lies above -0.5 points."],
-    }
+    table = spec(
+        "Top-1 accuracy with and without the SE block",
+        "data | with SE | without | difference in points, paired | seed by seed",
+        rows,
+        "Not harmed means: the interval lies above -0.5 points.",
+    )
     return table, points
 
 
@@ -182,26 +168,28 @@ def gate_table(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
     rows = []
     for name, runs in studies.items():
         for setting in runs[0]:
-            cells = [run[setting] for run in runs]
-            original = np.mean([c["right"]["original"].mean() for c in cells])
-            kinds = [float(np.mean([c["right"][k].mean() for c in cells])) for k in GATE_COLUMNS]
-            shares = [
-                k if column == "agrees" else k / original
-                for k, column in zip(kinds, GATE_COLUMNS, strict=True)
+            right = [run[setting]["right"] for run in runs]
+            original = float(np.mean([kinds["original"].mean() for kinds in right]))
+            row = [
+                f"{name}, {setting}",
+                original,
+                float(np.mean([run[setting]["open_gates"] for run in runs])),
             ]
-            open_gates = float(np.mean([c["open_gates"] for c in cells]))
-            rows.append(
-                [f"{name}, {setting}", float(original), open_gates, *(f"{100 * s:.1f} %" for s in shares)]
-            )
-    return {
-        "caption": "Label-free gates: the accuracy that the top decile of channels keeps, and that is left without it",
-        "columns": ["data, setting", "original accuracy", "gates open", *GATE_COLUMNS.values()],
-        "rows": rows,
-        "notes": [
-            "Validation images. \"Agrees\": the share of the original network's predictions that the gated network keeps; all further columns: accuracy in % of the original's.",
-            "Only and without: the top decile of each image's channels. Gated: in the gated network; original, random, influence: in the network as it was before, the channels named by the gates, drawn at random, ranked by influence on the predicted class.",
-        ],
-    }
+            for kind in GATE_COLUMNS:
+                mean = float(np.mean([kinds[kind].mean() for kinds in right]))
+                share = mean if kind == "agrees" else mean / original
+                row.append(f"{100 * share:.1f} %")
+            rows.append(row)
+    return spec(
+        "Label-free gates: the accuracy that the top decile of channels keeps, and that is left without it",
+        " | ".join(["data, setting", "original accuracy", "gates open", *GATE_COLUMNS.values()]),
+        rows,
+        'Validation images. "Agrees": the share of the original network\'s predictions that the gated network '
+        "keeps; all further columns: accuracy in % of the original's.",
+        "Only and without: the top decile of each image's channels. Gated: in the gated network; original, random, "
+        "influence: in the network as it was before, the channels named by the gates, drawn at random, ranked by "
+        "influence on the predicted class.",
+    )
 
 
 def gain_table(
@@ -215,7 +203,7 @@ def gain_table(
 
     Args:
         scores: {network: one :class:`Scores` per seed}.
-        pairs: (map, rival, metrics); the rival "best" stands for the best of ``family``, the CAMs, on that metric.
+        pairs: (map, rival, metrics); the rival "best" is the best of ``family``, the CAMs, on that metric.
     """
     rows = []
     for network, runs in scores.items():
@@ -225,12 +213,12 @@ def gain_table(
                 gain = compare(runs, name, other, metric, resamples=resamples)
                 shown = f"{other} (the best CAM here)" if rival == "best" else other
                 rows.append([network, heading(metric), name, shown, list(gain)])
-    return {
-        "caption": "Paired gains, positive where the first map is better",
-        "columns": ["network", "measure", "map", "against", "gain"],
-        "rows": rows,
-        "notes": ["The best CAM is picked on the same images, which favours it."],
-    }
+    return spec(
+        "Paired gains, positive where the first map is better",
+        "network | measure | map | against | gain",
+        rows,
+        "The best CAM is picked on the same images, which favours it.",
+    )
 
 
 def in_words(row: Sequence[Any]) -> str:
