@@ -1,1 +1,1 @@
-"""Procedural twins with ground truth: parameters in, images and masks out."""
+"""Rendered twins of the data sets: parameters in, images and the truth about every pixel out."""
