@@ -6,7 +6,6 @@ import copy
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -20,15 +19,6 @@ PATTERN = "[0-9][0-9]_*.ipynb"
 UNITS = {"s": 1, "min": 60, "h": 3600}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill adds
-
-
-@dataclass(frozen=True)
-class FirstCell:
-    """What a notebook's first cell says: its title, its question, the seconds it takes in each profile."""
-
-    title: str
-    question: str
-    seconds: dict[str, float]
 
 
 def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
@@ -52,23 +42,20 @@ def read(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def first_cell(path: Path) -> FirstCell:
-    """Read title, question and run times from a notebook's first cell; ValueError when one is missing.
+def first_cell(path: Path) -> tuple[str, dict[str, float]]:
+    """A notebook's title and the seconds it takes in each profile; ValueError when its first cell lacks them.
 
-    The cell is Markdown: a `# Title`, then the question as its first paragraph, and somewhere a line such as
+    The cell is Markdown, with a line `# Title` and a line such as
     `**Run time**: smoke 40 s, standard 4 min, full 25 min (two cores of …)`.
     """
     source = read(path).cells[0].source
     title = re.search(r"^# +(.+)$", source, re.MULTILINE)
-    paragraphs = [text for text in re.split(r"\n\s*\n", source) if not text.lstrip().startswith("#")]
     times = re.search(r"^\*\*Run time\*\*(.+)$", source, re.MULTILINE)
-    if not (title and paragraphs and times):
-        needed = "`# Title`, the question, and a line `**Run time**: smoke 40 s, …`"
+    if not (title and times):
+        needed = "`# Title`, and a line `**Run time**: smoke 40 s, …`"
         raise ValueError(f"{path}: the first cell must hold {needed}")
-    seconds = {}
-    for profile, number, unit in re.findall(r"(\w+) ([\d.]+) (s|min|h)\b", times[1]):
-        seconds[profile] = float(number) * UNITS[unit]
-    return FirstCell(title[1].strip(), " ".join(paragraphs[0].split()), seconds)
+    found = re.findall(r"(\w+) ([\d.]+) (s|min|h)\b", times[1])
+    return title[1].strip(), {profile: float(number) * UNITS[unit] for profile, number, unit in found}
 
 
 def own_cells(notebook: NotebookNode) -> list[NotebookNode]:

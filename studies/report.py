@@ -92,9 +92,9 @@ def _list(folder: Path | None) -> str:
     """The notebooks as a Markdown table: title and run times, read from their first cells."""
     lines = [line("notebook", "about", *PROFILES), line("---", "---", *["---:" for _ in PROFILES])]
     for path in notebooks.find((), folder):
-        cell = notebooks.first_cell(path)
-        times = [clock(cell.seconds[name]) if name in cell.seconds else "–" for name in PROFILES]
-        lines.append(line(f"[{path.stem}](notebooks/{path.name})", text(cell.title), *times))
+        title, seconds = notebooks.first_cell(path)
+        times = [clock(seconds[name]) if name in seconds else "–" for name in PROFILES]
+        lines.append(line(f"[{path.stem}](notebooks/{path.name})", text(title), *times))
     return "\n".join(lines)
 
 
@@ -137,7 +137,7 @@ def _title(folder: Path, result: Mapping[str, Any]) -> str:
     name = result["notebook"]
     for path in (folder / f"{name}.ipynb", base() / "notebooks" / f"{name}.ipynb"):
         if path.is_file():
-            return notebooks.first_cell(path).title
+            return notebooks.first_cell(path)[0]
     return str(result["metrics"].get("title", name))
 
 

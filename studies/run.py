@@ -66,7 +66,7 @@ def run(
     _check_parameters(paths, parameters or {})
     given = {"profile": sizes.name, "data_root": str(root), **(parameters or {})}
     waiting = [path for path in paths if not (resume and _is_done(path, target, given))]
-    seconds = {path: notebooks.first_cell(path).seconds.get(sizes.name, 0.0) for path in waiting}
+    seconds = {path: notebooks.first_cell(path)[1].get(sizes.name, 0.0) for path in waiting}
     if jobs > 1:
         waiting.sort(key=seconds.__getitem__, reverse=True)
 

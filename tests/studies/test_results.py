@@ -44,7 +44,8 @@ def test_what_is_saved_is_loaded_with_array_types_as_plain_numbers(tmp_path: Pat
     loaded = results.load(path)
     assert loaded["metrics"] == {"a": 0.5, "b": [1, 2], "c": [1, [[2.0]]], "d": None, "e": "ü", "f": True}
     assert (loaded["notebook"], loaded["profile"], loaded["seed"]) == ("00_x", "smoke", 3)
-    assert list(loaded) == list(results.KEYS)
+    keys = ["schema", "notebook", "profile", "seed", "params", "data", "metrics", "versions", "timings"]
+    assert list(loaded) == keys
 
 
 @given(
@@ -120,26 +121,11 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert results.directory("full", tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"schema": 1', "is not a results file"),
-        ("[1]", "no schema"),
-        ('{"schema": 1}', "no notebook"),
-        ("", "is not a results file"),
-    ],
-)
-def test_a_file_that_holds_no_results_is_named(tmp_path: Path, content: str, message: str) -> None:
+@pytest.mark.parametrize("content", ["", '{"schema": 1', "[1]", '{"schema": 0}'])
+def test_a_file_that_holds_no_results_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "04_objects.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"04_objects\.json.*{message}.*run its notebook again"):
-        results.load(path)
-
-
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
-    with pytest.raises(ValueError, match="schema 0, not 1"):
+    with pytest.raises(ValueError, match=r"04_objects\.json is not a results file .*run its notebook again"):
         results.load(path)
 
 
