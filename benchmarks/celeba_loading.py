@@ -35,10 +35,10 @@ def main() -> None:
             rates["render and write"] = chosen.images * 2.5 / (perf_counter() - start)  # all four splits
         forget(root, f"{name}-train-{chosen.images}")
         start = perf_counter()
-        faces = load_faces(name, root=root, size=tuple(chosen.size), limit=chosen.images, masks=False)
+        faces = load_faces(name, root=root, size=tuple(chosen.size), limit=chosen.images)
         rates["check and decode into the cache"] = len(faces) / (perf_counter() - start)
         start = perf_counter()
-        load_faces(name, root=root, size=tuple(chosen.size), limit=chosen.images, masks=False)
+        load_faces(name, root=root, size=tuple(chosen.size), limit=chosen.images)
         rates["load again"] = len(faces) / (perf_counter() - start)
         loader = faces.loader(min(chosen.batch, len(faces)), train=True)
         for title in ("first epoch", "second epoch"):

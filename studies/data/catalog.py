@@ -99,9 +99,8 @@ def _get_celeba(base: Path) -> Path:
     lists = (faces.ATTRIBUTE_LIST, faces.PARTITION_LIST, faces.LANDMARK_LIST)
     if images.is_dir() and all((place / file).is_file() for file in lists):
         return place
-    files = sorted(
-        CelebA.file_list, key=lambda entry: entry[2] == archive.name
-    )  # the lists first, being small
+    # what is here comes first, to be verified, then the lists, being small
+    files = sorted(CelebA.file_list, key=lambda e: (not (place / e[2]).exists(), e[2] == archive.name))
     page = f'"Large-scale CelebFaces Attributes (CelebA) Dataset", {faces.ADDRESS}'
     names = ", ".join(name for _, _, name in files)
     by_hand = f"fetch {names} from the page {page}, put them in {place} and run `studies data get celeba`"

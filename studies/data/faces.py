@@ -153,9 +153,9 @@ def _load(
     """All lists are checked whole; the partition list says which images there are."""
     twin = name == "synth-faces"
     folder = place / "celeba" if twin else place
-    remedy = (
-        f"delete {place} and run `studies data make {name}`" if twin else "put the official one in its place"
-    )
+    remedy = "put the official one there; `studies data get celeba` fetches and unpacks what is missing"
+    if twin:
+        remedy = f"delete {place} and run `studies data make synth-faces`"
     names, _, partition = read_table(folder / PARTITION_LIST, ["split"], remedy, legal=range(3 + twin))
     compare(folder / IMAGES, names, PARTITION_LIST, remedy)
     rows = np.flatnonzero(partition[:, 0] == SPLITS[split])
@@ -271,14 +271,15 @@ def _render(root: Path, split: str, size: Size, count: int, seed: int) -> FaceSe
 
 
 def write_faces(folder: Path, counts: dict[str, int], seed: int) -> None:
-    """Render faces into <folder>/celeba, in CelebA's own files, their label maps into masks/ and params.jsonl beside it.
+    """Render faces into a new folder: CelebA's own files in celeba/, label maps in masks/, and params.jsonl.
 
     masks/NNNNNN.png: a pixel's value is 1 + the index of the part seen there (`synth.PARTS`), or 0 off the person. Each
     face is a person of its own, and the box in list_bbox_celeba.txt the whole image.
     """
     celeba, masks = folder / "celeba", folder / "masks"
-    for part in (celeba / IMAGES, masks):
-        part.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (celeba / IMAGES).mkdir(parents=True)
+    masks.mkdir()
     faces = [(split, one) for split, count in counts.items() for one in synth.scenes(count, split, seed)]
     names = [f"{number:06d}.jpg" for number in range(1, len(faces) + 1)]
     drawings = _drawings([(one, ()) for _, one in faces])

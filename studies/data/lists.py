@@ -53,7 +53,7 @@ def read_table(
     lines = read_lines(file, remedy)
     first = 3 if titled else 1
     if titled:
-        count, titles, *rest = [*lines, "", ""] if len(lines) < 2 else lines
+        count, titles, *rest = lines + [""] * (2 - len(lines))
         if count.strip() != str(len(rest)):
             refuse(file, 1, f"says {count.strip()[:80]!r} rows, and {len(rest)} follow", remedy)
         follow(file, 2, titles.split(), columns, remedy)

@@ -255,10 +255,11 @@ def _load_twin(place: Path, root: Path, split: str) -> ImageSet:
 
 
 def write_synth(folder: Path, counts: dict[str, int], seed: int) -> None:
-    """Render scenes into <folder>/{train,val}/<class>/NNNNN.png and their parameters into {train,val}.jsonl.
+    """Render scenes into a new folder: {train,val}/<class>/NNNNN.png, and their parameters in {train,val}.jsonl.
 
     masks/{train,val}/<class>/NNNNN.png: a pixel's value is 1 + the index of the part seen there (`synth.PARTS`), or 0.
     """
+    folder.mkdir(parents=True)
     for split, count in counts.items():
         for above in (folder, folder / "masks"):
             for name in synth.CLASSES:
