@@ -15,10 +15,10 @@ ROWS = 4  # of coefficients to a video frame
 
 
 def mfcc(wave: Tensor | NDArray[np.int16], *, fps: float = 25) -> Tensor:
-    """Thirteen mel-frequency cepstral coefficients as TalkNet (Tao et al., 2021) takes them: float32 (rows, 13).
+    """Mel-frequency cepstral coefficients as TalkNet (Tao et al., 2021) takes them: float32 (rows, 13).
 
-    Windows of 0.025 · 25/fps s begin every 0.010 · 25/fps s, so that four rows fall on a video frame. The first
-    coefficient is the logarithm of the window's energy. Digital silence stays finite.
+    Windows of 0.025 · 25/fps s begin every 0.010 · 25/fps s, so that four rows fall on a video frame. The
+    first coefficient is the logarithm of the window's energy. Digital silence stays finite.
 
     Args:
         wave: (N,) in units of int16, 16,000 samples a second.
@@ -38,6 +38,6 @@ def mfcc(wave: Tensor | NDArray[np.int16], *, fps: float = 25) -> Tensor:
 
 
 def mfcc_of_frames(wave: Tensor | NDArray[np.int16], frames: int, *, fps: float = 25) -> Tensor:
-    """Exactly four rows for each video frame: (4 · frames, 13). Where the sound is short, its last row goes on."""
+    """Exactly four rows for each video frame: (4 · frames, 13). Of short sound the last row is repeated."""
     rows = mfcc(wave if len(wave) else np.zeros(1, np.int16), fps=fps)[: ROWS * frames]
     return torch.cat([rows, rows[-1:].expand(ROWS * frames - len(rows), -1)])
