@@ -85,7 +85,8 @@ def run(
                 outcomes[worker.path] = worker.finish()
                 running.remove(worker)
                 progress.finish(outcomes[worker.path])
-            progress.show(running)
+            if running:
+                progress.show(running)
     finally:
         for worker in running:  # none but after an interrupt
             worker.stop()
