@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import selib
 from selib import baselines, video
-from selib.attach import attached
-from studies import profiles
+from selib.forward import attached
+from studies import modalities, profiles, training
 from studies import speakers as speaking
 from studies.data import load_speakers
+from studies.modalities import Muting, Worth
 from studies.networks import active_speaker
-from studies.speakers import Muting, Worth
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def model():
     return model
 
 
-# ---- precision -----------------------------------------------------------------------------------------------------------
+# ---- precision -------------------------------------------------------------------------------------------
 
 
 def test_precision_is_over_the_frames_of_all_clips_together():
@@ -72,7 +74,7 @@ def test_the_table_has_a_row_for_each_condition_and_no_difference_where_there_is
     assert gains["all"] == (0, 0, 0)
 
 
-# ---- maps ----------------------------------------------------------------------------------------------------------------
+# ---- maps ------------------------------------------------------------------------------------------------
 
 
 def test_the_area_is_the_share_of_the_mouth_and_no_map_exceeds_its_energy(clips, model):
@@ -82,7 +84,7 @@ def test_the_area_is_the_share_of_the_mouth_and_no_map_exceeds_its_energy(clips,
     frames = np.asarray(clips.clips[row].labels, bool) & mouth.any((1, 2))
     assert scores.cell(speaking.CHANCE, "energy")[0] == pytest.approx(mouth[frames].mean())
     assert set(scores.values) == {
-        *speaking.OURS,
+        *speaking.READINGS,
         speaking.WHOLE,
         *speaking.CONTROLS,
         "Grad-CAM",
@@ -103,13 +105,13 @@ def test_grad_cam_leaves_the_model_as_it_was(clips, model):
     model.eval()
 
 
-# ---- modalities ----------------------------------------------------------------------------------------------------------
+# ---- modalities ------------------------------------------------------------------------------------------
 
 
 def test_worth_is_the_influence_over_the_speaking_frames(clips, model):
     row = speaking.speaking_clips(clips, 1)[0]
-    ((inputs, labels),) = speaking.batches_of(clips, [row])
-    found = speaking.worth(model, [(inputs, labels)])
+    ((inputs, labels),) = modalities.batches_of(clips, [row])
+    found = modalities.worth(model, [(inputs, labels)])
     block, keep = attached(model)["fusion"], np.asarray(labels, bool)
     with torch.no_grad():
         whole = model(**inputs)[0, keep, 0]
@@ -129,7 +131,7 @@ def test_a_network_that_does_not_hear_loses_nothing_without_the_sound(clips):
     deaf.head.gru.weight_ih_l0_reverse.data[:, :128] = 0
     selib.attach_se(deaf, deaf.example(), at=deaf.sites)
     rows = speaking.speaking_clips(clips, 2)
-    study = speaking.muting(deaf, clips, rows)
+    study = modalities.muting(deaf, clips, rows)
     assert study.names == ("audio", "face", "body")
     assert np.abs(study.drop[:, 0]).max() < 1e-6 and np.abs(study.influence[:, 0]).max() < 1e-6
     assert np.abs(study.drop[:, 1:]).max(0).min() > 1e-6
@@ -139,8 +141,8 @@ def test_spearman_over_clips_and_modalities():
     influence = np.arange(12.0).reshape(4, 3)
     same = Muting(("a", "b", "c"), influence, influence**3)
     other = Muting(("a", "b", "c"), influence, -influence)
-    assert speaking.spearman_interval({"x": same}, resamples=20).mean == pytest.approx(1)
-    assert speaking.spearman_interval({"x": other}, resamples=20).high == pytest.approx(-1)
+    assert modalities.spearman_interval({"x": same}, resamples=20).mean == pytest.approx(1)
+    assert modalities.spearman_interval({"x": other}, resamples=20).high == pytest.approx(-1)
 
 
 def test_shares_are_compared_pairwise_and_between_groups():
@@ -150,14 +152,14 @@ def test_shares_are_compared_pairwise_and_between_groups():
     after = Worth(
         ("audio", "face"), np.zeros((3, 2)), np.array([[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]]), np.zeros((3, 2))
     )
-    assert speaking.share_change(after, before, "face", resamples=50) == pytest.approx((-0.2, -0.2, -0.2))
-    between = speaking.share_between(after, before, "audio", resamples=200)
+    assert modalities.share_change(after, before, "face", resamples=50) == pytest.approx((-0.2, -0.2, -0.2))
+    between = modalities.share_between(after, before, "audio", resamples=200)
     assert between.mean == pytest.approx(0.2) and between.low < 0.2 < between.high
 
 
 def test_closing_gates_by_way_of_the_head_is_closing_them_in_the_network(clips, model):
     one = clips.subset([0])
-    found = speaking.gate_variants(model, one, seed=0)
+    found = modalities.gate_variants(model, one, seed=0)
     mask = torch.ones(3, 128)
     mask[1] = 0
     with torch.no_grad(), attached(model)["fusion"].override(lambda s: s * mask.flatten()):
@@ -166,14 +168,12 @@ def test_closing_gates_by_way_of_the_head_is_closing_them_in_the_network(clips, 
     assert set(found) == {"audio", "face", "body", "all"} and "none" not in found["all"]
 
 
-# ---- networks and videos ---------------------------------------------------------------------------------------------------
+# ---- networks and videos ---------------------------------------------------------------------------------
 
 
 def test_a_network_is_trained_once_and_then_loaded(root, tmp_path):
     setup = speaking.clips_of(profiles.profile("smoke"), root)
-    setup = speaking.Setup(
-        setup.name, setup.train.subset(range(8)), setup.test, 1, setup.architecture, 320, False
-    )
+    setup = replace(setup, train=setup.train.subset(range(8)), batch_frames=320, from_shipped=False)
     first, history = speaking.trained(setup, se=True, seed=0, out=tmp_path)
     again, same = speaking.trained(setup, se=True, seed=0, out=tmp_path)
     assert history == same and set(attached(first)) == {"face", "body", "fusion"}
@@ -182,7 +182,24 @@ def test_a_network_is_trained_once_and_then_loaded(root, tmp_path):
         for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
     )
     plain, _ = speaking.trained(setup, se=False, seed=0, out=tmp_path)
-    assert not attached(plain)
+    assert not attached(plain) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_other_clips_batches_or_another_start_are_another_run(root, tmp_path, monkeypatch):
+    setup = speaking.clips_of(profiles.profile("smoke"), root)
+    setup = replace(setup, train=setup.train.subset(range(8)), from_shipped=False)
+    folders = []
+    monkeypatch.setattr(training, "fit", lambda *args, out, **options: folders.append(out))
+    others = (
+        {"train": setup.train.subset(range(7))},
+        {"batch_frames": 320},
+        {"epochs": 2},
+        {"from_shipped": True},
+        {"architecture": "bias"},
+    )
+    for change in ({}, *others, {}):
+        speaking.trained(replace(setup, **change), se=True, seed=0, out=tmp_path)
+    assert folders[0] == folders[-1] and len(set(folders)) == 1 + len(others)
 
 
 def test_label_free_gates_leave_the_network_alone(root, clips):
@@ -204,9 +221,3 @@ def test_two_people_in_a_video_are_told_apart_by_their_boxes(clips, model, tmp_p
     people = explain_video(model, film, boxes, tmp_path / "out.mp4")
     assert {row["entity"] for row in people} == {"left", "right"}
     assert len(video.read_audio(tmp_path / "out.mp4")) > 0
-
-
-def test_the_published_figures_stand_beside_the_conditions_of_the_twin():
-    assert list(speaking.PUBLISHED) == list(speaking.CONDITIONS)
-    full = profiles.profile("full")
-    assert full.speaker_gpu_epochs and full.speaker_limit is None and len(full.speaker_seeds) >= 3

@@ -1,10 +1,9 @@
-"""The study of attributes: each measure against an answer known beforehand, and the recipe for real CelebA by a dry run."""
+"""The study of attributes: each measure against an answer known beforehand, and real CelebA in a dry run."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 import selib
 import studies.data
 import studies.networks
+from selib.baselines import Explainer
+from studies import face_parts
 from studies import faces as attributes
 from studies import objects as recipe
 from studies.data import FaceSet, load_faces
@@ -50,7 +51,7 @@ def index(name: str) -> int:
     return ATTRIBUTES.index(name)
 
 
-# ---- data and networks -----------------------------------------------------------------------------------------------------
+# ---- data and networks -----------------------------------------------------------------------------------
 
 
 def test_one_attribute_makes_a_binary_study_that_starts_from_nothing(root: Path) -> None:
@@ -86,8 +87,7 @@ def test_the_shipped_network_names_the_attributes_of_faces_it_has_not_seen(item:
 def test_the_recipe_for_real_celeba_runs_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     celeba.write_faces(tmp_path / "made", {"train": 8, "val": 2, "test": 4}, seed=0)
     (tmp_path / "made" / "celeba").rename(tmp_path / "celeba")
-    gpu = SimpleNamespace(device=torch.device("cuda"))
-    monkeypatch.setattr(attributes, "accelerator", lambda device: gpu)
+    monkeypatch.setattr(attributes, "on_gpu", lambda device: True)
     real = attributes.faces_of(PROFILES["full"], tmp_path)
     assert (real.name, real.architecture, real.image_size) == ("celeba", "resnet18_small_image", (112, 92))
     assert (
@@ -110,7 +110,7 @@ def test_the_recipe_for_real_celeba_runs_two_steps(tmp_path: Path, monkeypatch: 
         assert ex.heatmap(target=31).shape == (1, 112, 92)
 
 
-# ---- where the maps lie ----------------------------------------------------------------------------------------------------
+# ---- where the maps lie ----------------------------------------------------------------------------------
 
 
 def test_pairs_show_each_attribute_on_faces_that_have_it(item: recipe.Recipe, shipped: nn.Module) -> None:
@@ -152,11 +152,11 @@ def test_a_map_of_the_part_itself_has_all_its_energy_there_and_one_of_everything
     assert table["rows"][-1][0] == "mean of attributes"
 
 
-# ---- what only a twin can answer -------------------------------------------------------------------------------------------
+# ---- what only a twin can answer -------------------------------------------------------------------------
 
 
 class Sum(nn.Module):
-    """Logit k is the mean of colour k: what becomes of it when a part goes can be computed from two pictures."""
+    """Logit k is the mean of colour k: its fall without a part can be computed from two pictures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Sum(nn.Module):
 
 def test_falls_are_those_of_the_face_drawn_again(faces: FaceSet) -> None:
     assert faces.params is not None
-    falls = attributes.Removals.draw(faces, {0: ["mouth", "hair"], 3: ["nose"]}).falls(Sum())
+    falls = face_parts.Removals.draw(faces, {0: ["mouth", "hair"], 3: ["nose"]}).falls(Sum())
     assert falls[0].shape == (2, 3) and falls[3].shape == (1, 3)
     again = torch.from_numpy(celeba.rendered([(faces.params[0], ["hair"])], (88, 72))[:, :3])
     want = faces.batch([0]).mean((2, 3)) - studies.data.normalize(again).mean((2, 3))
@@ -179,14 +179,14 @@ def test_part_deletion_knows_a_true_map_from_a_false_one(faces: FaceSet) -> None
     assert faces.parts is not None
     rows = torch.tensor([0, 1, 2])
     pairs = Pairs(faces, rows, torch.zeros(3, dtype=torch.long))
-    shown = {row: attributes.visible(faces, row) for row in rows.tolist()}
+    shown = {row: face_parts.visible(faces, row) for row in rows.tolist()}
 
-    class Known(attributes.Removals):
+    class Known(face_parts.Removals):
         def falls(self, model: nn.Module) -> dict[int, Tensor]:
             # the logit falls by the place of the part in the list: a true map has that much energy on each
             return {row: torch.arange(len(parts)).float()[:, None] for row, parts in self.parts.items()}
 
-    def of_energy(sign: int) -> attributes.Explainer:
+    def of_energy(sign: int) -> Explainer:
         def maps(images: Tensor, targets: Tensor) -> Tensor:
             out = torch.zeros(3, 88, 72)
             for place, (row, parts) in enumerate(shown.items()):
@@ -197,21 +197,21 @@ def test_part_deletion_knows_a_true_map_from_a_false_one(faces: FaceSet) -> None
 
         return maps
 
-    found = attributes.part_deletion(
+    found = face_parts.part_deletion(
         Sum(), pairs, {"true": of_energy(1), "false": of_energy(-1)}, Known(shown, torch.empty(0))
     )
     assert np.allclose(found["true"], 1) and np.allclose(found["false"], -1)
     assert (np.abs(found["area of the part"]) < 1).all()
-    table = attributes.correlation_table({"net": found}, resamples=20)
+    table = face_parts.correlation_table({"net": found}, resamples=20)
     assert table["rows"][0] == ["true", [1.0, 1.0, 1.0]]
 
 
 def test_visible_parts_are_large_enough_to_be_seen(faces: FaceSet) -> None:
     assert faces.parts is not None and faces.params is not None
     for row in range(10):
-        parts = attributes.visible(faces, row, pixels=20)
+        parts = face_parts.visible(faces, row)
         for part in parts:
-            assert int((faces.parts[row] == 1 + PARTS.index(part)).sum()) >= 20
+            assert int((faces.parts[row] == 1 + PARTS.index(part)).sum()) >= attributes.PIXELS
         assert ("hat" in parts) == (faces.params[row]["Wearing_Hat"])
 
 
@@ -223,7 +223,7 @@ def test_the_shortcut_is_the_ratio_of_the_energies_on_the_hat(root: Path) -> Non
         torch.manual_seed(len(name))
         networks[name] = studies.networks.build("small_resnet", 1, image_size=88, widths=(8, 8, 16)).eval()
         selib.attach_se(networks[name], lone.batch([0]), start="paper")
-    study = attributes.shortcut_study(networks, lone, resamples=50)
+    study = face_parts.shortcut_study(networks, lone, resamples=50)
     energy = study["energy"]["SE influence"]
     assert study["factor"]["SE influence"].mean == pytest.approx(
         energy["spurious"].mean() / energy["clean"].mean()
@@ -235,7 +235,7 @@ def test_the_shortcut_is_the_ratio_of_the_energies_on_the_hat(root: Path) -> Non
         == int((lone.targets[:, 0] * many.targets[:, index("Wearing_Hat")]).sum())
     )
     assert set(study["falls"]["clean"]) == {"hat", "glasses"}
-    table = attributes.shortcut_table(study, resamples=50)
+    table = face_parts.shortcut_table(study, resamples=50)
     assert [row[0] for row in table["rows"]][-2:] == [
         "truth: fall of the logit without the hat",
         "truth: fall of the logit without the glasses",
@@ -243,7 +243,7 @@ def test_the_shortcut_is_the_ratio_of_the_energies_on_the_hat(root: Path) -> Non
 
 
 def test_with_and_without_is_the_same_face_drawn_again(shipped: nn.Module, faces: FaceSet) -> None:
-    images, targets, titles = attributes.with_and_without(shipped, faces, ["Eyeglasses", "Wearing_Hat"])
+    images, targets, titles = face_parts.with_and_without(shipped, faces, ["Eyeglasses", "Wearing_Hat"])
     assert len(images) == len(targets) == len(titles) == 4
     assert titles[0].startswith("with\nEyeglasses") and titles[1].startswith("drawn without\nEyeglasses")
     logits = shipped(studies.data.normalize(images))[torch.arange(4), targets]
@@ -255,18 +255,18 @@ def test_without_parameters_the_other_picture_is_of_the_same_person(
 ) -> None:
     persons = torch.arange(len(faces)) % 3
     known = replace(faces, params=None, identities=persons)
-    images, _, titles = attributes.with_and_without(shipped, known, ["Smiling"])
+    images, _, titles = face_parts.with_and_without(shipped, known, ["Smiling"])
     row = next(r for r in range(len(faces)) if torch.equal(faces.images[r], images[0]))
     other = next(r for r in range(len(faces)) if torch.equal(faces.images[r], images[1]))
     assert persons[row] == persons[other] and faces.targets[other, index("Smiling")] == 0
     assert titles[1].startswith("without\nSmiling")
-    _, _, titles = attributes.with_and_without(
+    _, _, titles = face_parts.with_and_without(
         shipped, replace(faces, params=None, identities=None), ["Smiling"]
     )
     assert titles[1].startswith("another, without\nSmiling")
     everybody = replace(faces, params=None, targets=torch.ones_like(faces.targets))
     with pytest.raises(ValueError, match="of no face the network says Smiling, or every face has it"):
-        attributes.with_and_without(shipped, everybody, ["Smiling"])
+        face_parts.with_and_without(shipped, everybody, ["Smiling"])
 
 
 def test_the_people_shown_are_those_of_whom_most_is_said(shipped: nn.Module, faces: FaceSet) -> None:
@@ -292,13 +292,13 @@ def test_failures_are_wrong_and_the_surest_first(shipped: nn.Module, faces: Face
 
 
 def test_an_audit_finds_what_a_rule_rests_on(shipped: nn.Module, faces: FaceSet) -> None:
-    table, cells = attributes.audit(shipped, faces, ["Attractive", "No_Such"], most=12, resamples=20)
+    table, cells = face_parts.audit(shipped, faces, ["Attractive", "No_Such"], most=12, resamples=20)
     assert list(cells) == ["Attractive"]
     falls = {part: fall for part, (_, fall) in cells["Attractive"].items() if fall is not None}
     assert max(falls, key=falls.__getitem__) == "mouth", "lipstick and a smile make it in the planted rule"
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
     real = replace(faces, params=None, parts=None, part_names=())
-    _, boxes = attributes.audit(shipped, real, ["Male"], most=6, resamples=20)
+    _, boxes = face_parts.audit(shipped, real, ["Male"], most=6, resamples=20)
     assert "mouth" in boxes["Male"] and boxes["Male"]["mouth"][1] is None
 
 
@@ -310,7 +310,7 @@ def test_gates_keep_the_answers_and_name_the_channels(item: recipe.Recipe) -> No
         "the network itself is not touched"
     )
     assert selib.explain(gated, item.val.batch([0, 1])).gates.shape == (2, 40, 128)
-    table = attributes.gate_worth(item, {"own": (gated, report, test)}, seed=0)
+    table = attributes.gate_worth({"own": (gated, report, test)}, seed=0)
     row = dict(zip(table["columns"], table["rows"][0], strict=True))
     assert row["original, only the top decile"] > row["random decile: only"]
     assert row["original, without it"] < row["random decile: without"]
@@ -327,7 +327,8 @@ def test_accuracy_tables_compare_decision_by_decision(item: recipe.Recipe) -> No
         "ap": torch.tensor([1.0, torch.nan]),
     }
     runs = {"without": [{**parts, "right": right}], "with SE": [{**parts, "right": better}]}
-    two = replace(item, val=attributes.pick(item.val.subset(range(10)), ["Smiling", "Bald"]))  # type: ignore[type-var]
+    assert isinstance(item.val, FaceSet)
+    two = replace(item, val=attributes.pick(item.val.subset(range(10)), ["Smiling", "Bald"]))
     overall, each, points = attributes.accuracy_tables(two, runs, resamples=100)
     assert points["with SE"].mean == pytest.approx(25.0)
     assert overall["rows"][0][4] is None and overall["rows"][1][4][0] == pytest.approx(25.0)

@@ -1,0 +1,292 @@
+"""What becomes of an answer about a face when a part is not there: the twin can draw the face again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from selib import explain, metrics, predict
+from selib.baselines import Explainer
+from selib.forward import evaluating
+from selib.heatmap import resize
+from selib.metrics import Interval, bootstrap
+from studies import tables
+from studies.data import FaceSet, landmark_region, normalize, rendered
+from studies.data.regions import WHERE
+from studies.faces import PIXELS, Pairs, explainers_of
+from studies.objects import CHANCE
+from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
+
+CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"
+SHORTCUT_MAPS = ("SE top-gate (paper)", "SE influence", "Grad-CAM", "mean of channels", CHANCE)
+STRANGER = "another, without"
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Faces of the twin as they are and drawn again, each without some of its parts, one at a time."""
+
+    parts: dict[int, list[str]]  # by the face's row
+    images: Tensor  # uint8 (R + Σ P, 3, H, W): all R faces, then what is drawn of the first, the second …
+
+    @classmethod
+    def draw(cls, faces: FaceSet, parts: dict[int, list[str]]) -> Removals:
+        """Draw the faces ``{row: parts}``, by one process a core."""
+        assert faces.params is not None
+        removed = [(faces.params[row], (part,)) for row, names in parts.items() for part in names]
+        drawn = torch.from_numpy(rendered(removed, faces.size)[:, :3])
+        return cls(parts, torch.cat([faces.images[list(parts)], drawn]))
+
+    def falls(self, model: nn.Module) -> dict[int, Tensor]:
+        """By how much each logit falls without each part: {row: float32 (P, K)}."""
+        logits = torch.cat([_logits(model, part) for part in self.images.split(500)])
+        whole = logits[: len(self.parts)]
+        without = logits[len(self.parts) :].split([len(names) for names in self.parts.values()])
+        return {row: one - rest for row, one, rest in zip(self.parts, whole, without, strict=True)}
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, K) of uint8 images, on the CPU."""
+    with evaluating(model), torch.no_grad():
+        return model(normalize(images).to(next(model.parameters()).device)).float().cpu()
+
+
+def _part(faces: FaceSet, rows: Any, part: str) -> Tensor:
+    """Where a part shows on faces of the twin: bool, (H, W) for one row or (B, H, W)."""
+    assert faces.parts is not None
+    return faces.parts[rows] == 1 + PARTS.index(part)
+
+
+def visible(faces: FaceSet, row: int) -> list[str]:
+    """The parts of a face of the twin that can be removed and that show."""
+    return [part for part in NEUTRAL if int(_part(faces, row, part).sum()) >= PIXELS]
+
+
+def zones(faces: FaceSet, row: int) -> dict[str, Tensor]:
+    """The places of a face, bool (H, W): its visible parts on the twin, else boxes round its landmarks."""
+    if faces.params is not None:
+        return {part: _part(faces, row, part) for part in visible(faces, row)}
+    assert faces.landmarks is not None
+    found = {}
+    for attribute, place in WHERE.items():
+        found[place] = landmark_region(attribute, faces.landmarks[row : row + 1], faces.size)[0]
+    return {place: mask for place, mask in found.items() if mask.any()}
+
+
+def part_deletion(
+    model: nn.Module, pairs: Pairs, explainers: Mapping[str, Explainer], removals: Removals
+) -> dict[str, NDArray[np.float64]]:
+    """Does a map say what the network would miss? Spearman's correlation over the parts of a face, by pair.
+
+    Between the energy that a map puts on a part and the fall of the attribute's logit when the face is drawn
+    again without it. Returns (n,) for each map, and for the control "area of the part".
+    """
+    device = next(model.parameters()).device
+    maps: dict[str, Tensor] = {}
+    for name, make in explainers.items():
+        parts = torch.arange(len(pairs)).split(64)
+        made = [make(pairs.batch(part).to(device), pairs.targets[part].to(device)).cpu() for part in parts]
+        maps[name] = torch.cat(made)
+    maps["area of the part"] = torch.ones(len(pairs), *pairs.faces.size)
+    found: dict[str, list[float]] = {name: [] for name in maps}
+    falls = removals.falls(model)
+    for index, (row, target) in enumerate(zip(pairs.rows.tolist(), pairs.targets.tolist(), strict=True)):
+        masks = torch.stack([_part(pairs.faces, row, part) for part in removals.parts[row]])
+        fall = falls[row][None, :, target].double()
+        for name, values in maps.items():
+            energy = (values[index] * masks).sum((1, 2))
+            found[name].append(float(metrics.spearman(energy[None].double(), fall)[0]))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def signed_influence(model: nn.Module) -> Explainer:
+    """The influence map in units of the logit, (B, H, W): evidence against the target is negative energy."""
+    return lambda images, targets: resize(explain(model, images).map("influence", targets), images.shape[2:])
+
+
+def correlation_table(
+    runs: Mapping[str, Mapping[str, NDArray[np.float64]]], *, resamples: int
+) -> dict[str, Any]:
+    """Mean rank correlation of every map in each network, with its interval over pairs."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs.values() for name in run):
+        known = [run.get(name) for run in runs.values()]
+        rows.append([name, *(v if v is None else list(bootstrap(v, resamples=resamples)) for v in known)])
+    return tables.spec(
+        "Rank correlation, over the parts of a face, of a map's energy on a part with the fall of the logit "
+        "without it",
+        " | ".join(["map", *runs]),
+        rows,
+        "Faces drawn again without the part, or with a mouth, nose, eyes, brows or skin that carry no "
+        "attribute.",
+    )
+
+
+def shortcut_study(networks: Mapping[str, nn.Module], faces: FaceSet, *, resamples: int) -> dict[str, Any]:
+    """Is a planted shortcut found? Networks asked for glasses alone, trained where hats go with them or not.
+
+    Args:
+        networks: {"clean": …, "spurious": …}, each with one output.
+        faces: clean ones, with the attribute Eyeglasses alone.
+
+    Returns:
+        On the faces ``rows`` with both: ``energy``, the share of it on the hat, by map and network; its
+        ``factor``, spurious over clean; ``falls`` of the logit when hat or glasses are taken off. ``fooled``:
+        how often a hat, or a bare head, without glasses is called glasses.
+    """
+    assert faces.params is not None
+    hat, glasses = (torch.tensor([bool(p[name]) for p in faces.params]) for name in (SHORTCUT, CAUSE))
+    groups = (hat & glasses, hat & ~glasses, ~hat & ~glasses)
+    both, only_hat, neither = (group.nonzero().flatten()[:200] for group in groups)
+    on_hat = _part(faces, both, "hat")
+    energy: dict[str, dict[str, NDArray[np.float64]]] = {}
+    falls, fooled = {}, {}
+    removals = Removals.draw(faces, {row: ["hat", "glasses"] for row in both.tolist()})
+    for name, model in networks.items():
+        device = next(model.parameters()).device
+        images, target = faces.batch(both).to(device), torch.zeros(len(both), dtype=torch.long, device=device)
+        makers = explainers_of(model, model, 0)
+        for maker in SHORTCUT_MAPS:
+            maps = makers[maker](images, target).cpu()
+            energy.setdefault(maker, {})[name] = metrics.energy_in_mask(maps, on_hat).numpy()
+        fall = torch.stack(list(removals.falls(model).values()))[:, :, 0].double().numpy()
+        falls[name] = {"hat": fall[:, 0], "glasses": fall[:, 1]}
+        fooled[name] = {
+            "hat": float((_logits(model, faces.images[only_hat]) > 0).double().mean()),
+            "bare head": float((_logits(model, faces.images[neither]) > 0).double().mean()),
+        }
+    factor = {maker: _ratio(runs["spurious"], runs["clean"], resamples) for maker, runs in energy.items()}
+    found = {"energy": energy, "factor": factor, "falls": falls, "fooled": fooled}
+    return {**found, "faces": len(both), "rows": both}
+
+
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], resamples: int) -> Interval:
+    """mean(a) / mean(b) with its bootstrap interval, a and b (n,) drawn together; b counts at least .001."""
+    drawn = np.random.default_rng(0).integers(len(a), size=(resamples, len(a)))
+    low, high = np.quantile(a[drawn].mean(1) / b[drawn].mean(1).clip(1e-3), [0.025, 0.975])
+    return Interval(float(a.mean() / max(b.mean(), 1e-3)), float(low), float(high))
+
+
+def shortcut_table(study: Mapping[str, Any], *, resamples: int) -> dict[str, Any]:
+    """The shortcut, map by map: energy on the hat in the clean and in the spurious network, and its rise."""
+
+    def intervals(values: Mapping[str, NDArray[np.float64]]) -> list[list[float]]:
+        return [list(bootstrap(values[name], resamples=resamples)) for name in ("clean", "spurious")]
+
+    rows = [
+        [maker, *intervals(runs), list(study["factor"][maker])] for maker, runs in study["energy"].items()
+    ]
+    for part in ("hat", "glasses"):
+        fall = {name: falls[part] for name, falls in study["falls"].items()}
+        rows.append([f"truth: fall of the logit without the {part}", *intervals(fall), None])
+    return tables.spec(
+        "Eyeglasses: energy on the hat, in a network trained where hats go with glasses (ρ = 0.9) and in one "
+        "trained where they do not",
+        "map | clean | spurious | factor",
+        rows,
+        f"{study['faces']} test faces with both; one network each, trained for Eyeglasses alone, with SE.",
+    )
+
+
+def with_and_without(
+    model: nn.Module, faces: FaceSet, names: Sequence[str]
+) -> tuple[Tensor, Tensor, list[str]]:
+    """The same person with and without an attribute: a twin's face drawn again, or two pictures of a person.
+
+    Where nobody is pictured both ways, another person stands in, and the title says so. Returns images uint8
+    (2n, 3, H, W), with and without by turns; targets int64 (2n,); titles with the probability.
+    """
+    logits, _ = predict(model, faces.loader(500))
+    images, targets, words = [], [], []
+    for target in [faces.classes.index(name) for name in names]:
+        there = faces.targets[:, target] > 0
+        rows = (there & (logits[:, target] > 0)).nonzero().flatten().tolist()
+        if not rows or bool(there.all()):
+            continue
+        row = next((r for r in rows if _other(faces, r, target)[1] != STRANGER), rows[0])
+        other, word = _other(faces, row, target)
+        images += [faces.images[row], other]
+        targets += [target, target]
+        words += ["with", word]
+    if not images:
+        raise ValueError(
+            f"of no face the network says {' or '.join(names)}, or every face has it: name other attributes"
+        )
+    pictures, about = torch.stack(images), torch.tensor(targets)
+    said = _logits(model, pictures).sigmoid().gather(1, about[:, None])[:, 0].tolist()
+    titles = [
+        f"{word}\n{faces.classes[k]}\nsays {p:.0%}" for word, k, p in zip(words, targets, said, strict=True)
+    ]
+    return pictures, about, titles
+
+
+def _other(faces: FaceSet, row: int, target: int) -> tuple[Tensor, str]:
+    """The person without the attribute, uint8 (3, H, W), and where from; else the most alike without it."""
+    if faces.params is not None:
+        drawn = rendered([(faces.params[row], REGIONS[faces.classes[target]][:1])], faces.size)
+        return torch.from_numpy(drawn[0, :3]), "drawn without"
+    lacks = faces.targets[:, target] == 0
+    if faces.identities is not None:
+        same = ((faces.identities == faces.identities[row]) & lacks).nonzero().flatten()
+        if len(same):
+            return faces.images[int(same[0])], "without"
+    differences = (faces.targets != faces.targets[row]).sum(1)
+    differences[~lacks] = faces.targets.shape[1] + 1
+    return faces.images[int(differences.argmin())], STRANGER
+
+
+def audit(
+    model: nn.Module, faces: FaceSet, attributes: Sequence[str], *, most: int, resamples: int
+) -> tuple[dict[str, Any], dict[str, dict[str, tuple[float, float | None]]]]:
+    """What attributes of the whole face rest on, over faces that have them and of which the network says so.
+
+    That is the energy of the influence map on each part, over its area, and on the twin the fall of the logit
+    without the part. Returns the table and {attribute: {part: (times its area, fall)}}.
+    """
+    logits, _ = predict(model, faces.loader(500))
+    rows: list[list[Any]] = []
+    found: dict[str, dict[str, tuple[float, float | None]]] = {}
+    for name in [name for name in attributes if name in faces.classes]:
+        target = faces.classes.index(name)
+        chosen = ((logits[:, target] > 0) & (faces.targets[:, target] > 0)).nonzero().flatten()[:most]
+        if not len(chosen):
+            continue
+        found[name] = {}
+        some = []
+        for part, values in _evidence(model, faces, chosen, target).items():
+            if len(values) < min(5, len(chosen)):
+                continue
+            energy, area, fall = values.mean(0).tolist()
+            found[name][part] = (energy / area, None if np.isnan(fall) else fall)
+            known = len(values) > 1 and not np.isnan(fall)
+            interval = list(bootstrap(values[:, 2], resamples=resamples)) if known else None
+            some.append([name, part, str(len(values)), energy, energy / area, interval])
+        rows += sorted(some, key=lambda row: -row[4])
+    columns = "part | faces | energy of influence on it | times its area | fall of the logit without it"
+    note = f"On the twin, Attractive is a planted rule: more than 1 point of {ATTRACTIVE}."
+    notes = [note] if faces.synthetic else []
+    caption = "What attributes of the whole face rest on"
+    return tables.spec(caption, f"attribute | {columns}", rows, *notes), found
+
+
+def _evidence(model: nn.Module, faces: FaceSet, rows: Tensor, target: int) -> dict[str, NDArray[np.float64]]:
+    """By part (n, 3), over faces that show it: energy, area, fall of the logit (NaN where not the twin)."""
+    maps = explain(model, faces.batch(rows)).heatmap("influence", target).cpu()
+    places = {row: zones(faces, row) for row in rows.tolist()}
+    falls = {}
+    if faces.params is not None:
+        falls = Removals.draw(faces, {row: list(masks) for row, masks in places.items()}).falls(model)
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for heat, (row, masks) in zip(maps, places.items(), strict=True):
+        total = float(heat.sum()) or 1.0
+        for index, (part, mask) in enumerate(masks.items()):
+            fall = float(falls[row][index, target]) if row in falls else np.nan
+            values = (float(heat[mask].sum()) / total, float(mask.double().mean()), fall)
+            found.setdefault(part, []).append(values)
+    return {part: np.array(values) for part, values in found.items()}

@@ -1,0 +1,78 @@
+"""Trained networks that the notebooks share: each is trained once, and found again by all that decided it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from selib import attach_se, fit
+from selib.forward import to_device
+from selib.runs import fingerprint
+from selib.train import accelerator
+from studies.data import ImageSet, SpeakerSet
+
+Network = TypeVar("Network", bound=nn.Module)
+History = list[dict[str, float]]
+
+
+def on_gpu(device: str = "auto") -> bool:
+    """Whether training on ``device`` ("auto", "cpu" or "cuda") runs on a GPU."""
+    return accelerator(device).device.type == "cuda"
+
+
+def data_mark(data: ImageSet | SpeakerSet) -> str:
+    """A set in a line: its name, split and sizes, and the fingerprint of what it holds."""
+    return f"{data!r} {data.fingerprint}"
+
+
+def train_once(
+    model: Network,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    *,
+    out: Path,
+    name: str,
+    decided_by: tuple[object, ...],
+    device: str = "auto",
+    progress: bool = False,
+    **settings: Any,
+) -> tuple[Network, History]:
+    """Train a network in float32, or load it where a notebook has trained the very same one.
+
+    Its folder ends in a fingerprint of the network before training, the data and the settings: with another
+    of these it is trained again, in another folder. A notebook that runs beside this one waits for it.
+
+    Args:
+        out: the folder of all networks.
+        name: of this one, to be read by people.
+        decided_by: what else decides the outcome: :func:`data_mark` of the sets, the size of a batch …
+        settings: of :func:`selib.fit`.
+
+    Returns:
+        The network in evaluation mode and the history of :func:`selib.fit`.
+    """
+    folder = out / f"{name}-{fingerprint(model, decided_by, sorted(settings.items()))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        history = fit(model, train, val, out=folder, device=device, progress=progress, **settings)
+    return model.eval(), history
+
+
+def with_new_gates(model: Network, example: Any, *, seed: int, **options: Any) -> Network:
+    """A copy of a trained network with SE blocks that start from ``seed``.
+
+    Args:
+        example: a batch as the network takes it.
+        options: of :func:`selib.attach_se`.
+    """
+    gated = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        attach_se(gated, to_device(example, next(model.parameters()).device), **options)
+    return gated
