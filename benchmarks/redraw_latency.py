@@ -1,6 +1,7 @@
-"""How long the kernel takes to redraw the explorer after a knob was moved: `python benchmarks/redraw_latency.py [--out results/standard]`.
+"""How long the kernel takes to redraw the explorer after a knob was moved.
 
-Prints medians and 95th percentiles in milliseconds; with --out they become a results file that `selib report` shows. Run it on an idle machine.
+Run `python benchmarks/redraw_latency.py [--out results/standard]` on an idle machine. It prints medians and
+95th percentiles in milliseconds; with --out they become a results file that `studies report` shows.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ import torch
 from torchvision.models import resnet18
 
 from selib import attach_se, load_checkpoint, widgets
+from studies import clip_view
 from studies.data import load, load_speakers
 from studies.networks import SHIPPED
 from studies.profiles import base
 from studies.results import machine, save
 
 MOVES = 60
+
+
+def timed(control: Any, value: Any) -> float:
+    """Milliseconds of one move."""
+    started = time.perf_counter()
+    control.value = value
+    return 1000 * (time.perf_counter() - started)
 
 
 def moved(explorer: widgets.Explorer) -> dict[str, tuple[list[float], list[float]]]:
@@ -34,49 +43,39 @@ def moved(explorer: widgets.Explorer) -> dict[str, tuple[list[float], list[float
         "opacity": ("opacity", np.linspace(0.1, 0.9, 17).round(2).tolist()),
         "frame": ("frame", list(range(knobs["frame"].max + 1))),
     }
-
-    def timed(control: Any, value: Any) -> float:
-        started = time.perf_counter()
-        control.value = value
-        return 1000 * (time.perf_counter() - started)
-
     found = {}
     for name, (knob, values) in moves.items():
         if len(values) > 1:
             control = knobs[knob]
             new = [timed(control, value) for value in values if value != control.value]
             found[name] = new, [timed(control, value) for value in islice(cycle(values), MOVES)]
-            if name == "frame":  # with some channels left out, each frame has channels and logits of its own
-                knobs["share"].value = 0.3
-                found["frame, top 30 %"] = (
-                    [timed(control, value) for value in values[:-1]],
-                    [timed(control, value) for value in islice(cycle(values), MOVES)],
-                )
-    picks = [
-        timed(pick, not pick.value) for pick in islice(cycle(explorer.picks), MOVES)
-    ]  # always another selection
-    found["pick a channel"] = picks, picks
+    if knobs["frame"].max > 0:  # with some channels left out, each frame has channels and logits of its own
+        control, values = knobs["frame"], moves["frame"][1]
+        knobs["share"].value = 0.3
+        new = [timed(control, value) for value in values[:-1]]
+        found["frame, top 30 %"] = new, [timed(control, value) for value in islice(cycle(values), MOVES)]
+    picks = [timed(pick, not pick.value) for pick in islice(cycle(explorer.picks), MOVES)]
+    found["pick a channel"] = picks, picks  # always another selection
     return found
 
 
 def explorers() -> dict[str, widgets.Explorer]:
-    """An image of 224 pixels and a deep network, a small image and a small network, a clip and a recurrent head."""
+    """A large image and a deep network, a small image and network, a clip and a recurrent head."""
     torch.manual_seed(0)
     deep = resnet18(num_classes=100).eval()
     attach_se(deep, torch.zeros(1, 3, 224, 224))
     photographs = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    names = [f"class {k}" for k in range(100)]
     small, meta = load_checkpoint(SHIPPED["synth-objects"])
     attach_se(small, torch.zeros(1, 3, 64, 64))
     objects = load("synth-objects", "val", root=base() / "data", limit=4)
-    listener, _ = load_checkpoint(SHIPPED["synth-speakers"])
+    listener: Any = load_checkpoint(SHIPPED["synth-speakers"])[0]
     attach_se(listener, listener.example(), at=listener.sites)
     clips = load_speakers("synth-speakers", "test", root=base() / "data", limit=2)
     return {
-        "ResNet-18, 224×224, 100 classes": widgets.explorer(
-            deep, photographs, classes=[f"class {k}" for k in range(100)]
-        ),
+        "ResNet-18, 224×224, 100 classes": widgets.explorer(deep, photographs, classes=names),
         f"small ResNet, {len(meta['classes'])} classes": widgets.explorer(small, objects),
-        "active speaker, face and body, 40 to 60 frames": widgets.explorer(listener, clips),
+        "active speaker, face and body, 40 to 60 frames": clip_view.explorer(listener, clips),
     }
 
 
@@ -84,12 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", metavar="DIR", help="where the results file goes")
     chosen = parser.parse_args()
-    rows = []
+    rows: list[list[Any]] = []
     for name, explorer in explorers().items():
         for knob, (new, later) in moved(explorer).items():
-            rows.append(
-                [name, knob, float(np.median(new)), float(np.median(later)), float(np.quantile(later, 0.95))]
-            )
+            times = float(np.median(new)), float(np.median(later)), float(np.quantile(later, 0.95))
+            rows.append([name, knob, *times])
     table = {
         "caption": "Kernel time of a redraw of the explorer after one move of a knob, in milliseconds",
         "columns": [
@@ -101,20 +99,20 @@ def main() -> None:
         ],
         "rows": rows,
         "notes": [
-            f"First seen: each value once; seen before: {MOVES} moves through the same values. It depends on the machine."
+            f"First seen: each value once; seen before: {MOVES} moves through the same values. "
+            "It depends on the machine."
         ],
     }
     print(json.dumps({"rows": rows, **machine("cpu")}, indent=1))
     if chosen.out:
         worst, first = max(row[3] for row in rows), max(rows, key=lambda row: row[2])
-        metrics = {
-            "title": "Benchmark: redrawing the explorer",
-            "findings": [
-                f"The slowest knob is redrawn in {worst:.0f} ms (median).",
-                f"Where a value is first seen the slowest is '{first[1]}' of '{first[0]}', {first[2]:.0f} ms (median).",
-            ],
-            "tables": {"redraw": table},
-        }
+        findings = [
+            f"The slowest knob is redrawn in {worst:.0f} ms (median).",
+            f"Where a value is first seen the slowest is '{first[1]}' of '{first[0]}', "
+            f"{first[2]:.0f} ms (median).",
+        ]
+        title = "Benchmark: redrawing the explorer"
+        metrics = {"title": title, "findings": findings, "tables": {"redraw": table}}
         save(
             "redraw_latency",
             profile="standard",

@@ -241,13 +241,13 @@ def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = 
 
 
 @styled
-def gate_histogram(gates: Mapping[str, Tensor], *, bins: int = 40) -> Figure:
+def gate_histogram(gates: Mapping[str, Tensor]) -> Figure:
     """How gates (N, C) are distributed over all samples and channels, one panel for each network."""
     fig, axes = figure(3.2 * len(gates), 2.4, 1, len(gates), sharey=True)
     for ax, (name, values) in zip(axes[0], gates.items(), strict=True):
         flat = values.flatten().numpy()
         share = np.full(len(flat), 100 / len(flat))
-        ax.hist(flat, bins=bins, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none")
+        ax.hist(flat, bins=40, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none")
         ax.set_title(f"{name}: {100 * float((flat > 0.5).mean()):.0f} % of gates above ½")
         ax.set(xlabel="gate s", xlim=(0, 1))
     axes[0][0].set_ylabel("% of gates")

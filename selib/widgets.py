@@ -49,10 +49,14 @@ class ImageSet(Protocol):
 
     name: str
     images: Tensor
-    classes: Sequence[str]
     targets: Tensor  # class numbers (N,), or (N, K) of a multi-label set
-    multilabel: bool
     synthetic: bool  # rendered: the caption says so
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def multilabel(self) -> bool: ...
 
     def batch(self, indices: Any) -> Tensor: ...  # (B, 3, H, W) as the model takes it
 
@@ -128,7 +132,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.picks = [_sized(ipywidgets.ToggleButton, 112) for _ in range(STRIP)]
         self._strip: list[int] = []  # the channels of the strip
         self._weights = self._mask = torch.empty(0)  # of the channels (C,), and which are selected
-        self._picture: plot.Picture
         self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
         self._hidden = ipywidgets.HTML(layout={"display": "none"})
         self._stills: list[Any] = []  # handles of the still pictures on the page
@@ -200,25 +203,20 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return self._subjects[self._at("item")]
 
     @property
-    def _stream(self) -> str:
-        streams = self.subject.streams
-        return str(self._at("stream")) if self._at("stream") in streams else streams[0]
-
-    @property
     def _explanation(self) -> Explanation:
-        return self.subject.explanation(self._stream)
+        return self.subject.explanation(self._at("stream"))
 
     @property
     def rule(self) -> Select:
         """The selection that is set."""
-        return self._rule(self._stream)
+        return self._rule(self._at("stream"))
 
     def _rule(self, stream: str) -> Select:
         by_hand = self._chosen.get(stream)
         rules: dict[str, Select] = {
-            SHARE: TopFraction(_as_written(self._at("share"))),
+            SHARE: TopFraction(round(self._at("share"), 2)),
             COUNT: TopK(self._at("k")),
-            ABOVE: Threshold(_as_written(self._at("threshold"))),
+            ABOVE: Threshold(float(f"{self._at('threshold'):g}")),  # as it is written in the copied lines
             PAPER: NormalQuantile(),
             BY_HAND: TopFraction(1.0) if by_hand is None else Channels(tuple(sorted(by_hand))),
         }
@@ -288,7 +286,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         if new == BY_HAND:
-            self._chosen.setdefault(self._stream, self._selected)
+            self._chosen.setdefault(self._at("stream"), self._selected)
         self.redraw()
 
     @property
@@ -300,7 +298,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self._quiet or place >= len(self._strip):
             return
         channel = {self._strip[place]}
-        self._chosen[self._stream] = self._selected | channel if on else self._selected - channel
+        self._chosen[self._at("stream")] = self._selected | channel if on else self._selected - channel
         with self._silently():
             self.knobs["rule"].value = BY_HAND
         self.redraw()
@@ -317,29 +315,26 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self._mask = self.rule.mask(self._weights[None])[0]
         self._strip = self._weights.argsort(descending=True, stable=True)[:STRIP].tolist()
         self._picture = subject.picture(settings, t)
+        self._label = "influence (logit)" if settings.method == "influence" else "gate s"
         for name, title in (("share", SHARE), ("k", COUNT), ("threshold", ABOVE)):
             self.knobs[name].layout.display = "" if self._at("rule") == title else "none"
         for switch in self.switches.values():
             switch.icon = "check" if switch.value else "times"
         self.view.value = encoded(self._picture)
         self.gates.value = views.gates_drawing(self._weights, self._mask, self._label)
-        alone = self._answer(self._at("item"), self._stream, tuple(sorted(self._selected)))
+        alone = self._answer(self._at("item"), self._at("stream"), tuple(sorted(self._selected)))
         both = [(logits[0, t] if logits.ndim == 3 else logits[0]).cpu() for logits in (ex.logits, alone)]
         self.answers.value = views.answers_drawing(
             subject.outputs, both[0], both[1], settings.target, multilabel=subject.multilabel
         )
         self._draw_strip(views.channel_maps(ex, self._strip, t, settings, frames=subject.frames))
-        code = html.escape(subject.code(self._stream, settings))
+        code = html.escape(subject.code(self._at("stream"), settings))
         self.lines.value = (
             f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{code}" '
             'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
             f'<pre style="display:inline-block;margin:0 8px;color:{views.INK}">{code}</pre>'
         )
         self._renew()
-
-    @property
-    def _label(self) -> str:
-        return "influence (logit)" if self._at("method") == "influence" else "gate s"
 
     def _draw_strip(self, pictures: Sequence[plot.Picture]) -> None:
         """The maps of the channels with the largest weights, each with its switch."""
@@ -363,7 +358,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """Data, model, item, method, target, channels and seed of what is shown."""
         subject, target = self.subject, self.subject.outputs[self._at("target")]
         at = f", frame {self._at('frame')}" if subject.fps else ""
-        of = f" of the {self._stream}" if subject.fps else ""
+        of = f" of the {self._at('stream')}" if subject.fps else ""
         chosen = views.spelled(self.rule).removeprefix("selib.")
         method = self._at("method")
         return f"{self._origin}: {subject.name}{at}; {method} for {target}, channels{of} {chosen}"
@@ -445,8 +440,3 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
         "play": ipywidgets.Play(min=0, max=last),
         "save": _sized(ipywidgets.Button, 110, description="save PNG", icon="download"),
     }
-
-
-def _as_written(value: float) -> float:
-    """The value as :func:`selib.views.spelled` writes it: the copied lines select the same channels."""
-    return float(f"{value:g}")

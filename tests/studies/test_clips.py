@@ -131,7 +131,7 @@ def test_a_map_lies_where_its_crop_was_taken_also_beyond_the_edge() -> None:
     (bare,) = clips.annotate([black], [[clips.Mark(box, 0.1)]])
     where = (found.astype(int) - bare).any(2)
     assert where[25:57, 3:36].all() and not where[63:].any() and not where[:, 42:].any()
-    seen = crop(np.where(where, 255, 0).astype(np.uint8), box)
+    seen = crop(np.repeat(np.where(where, 255, 0)[..., None], 3, 2).astype(np.uint8), box)
     inside = np.zeros((112, 112), bool)
     inside[10:50, 62:100] = True
     assert seen[inside].min() > 200 and seen[70:, 62:].max() < 50
