@@ -216,17 +216,20 @@ def channel_test(
                 gates, base, top, random = (
                     t if t.ndim == 3 else t[:, None] for t in (gates, base, top, random)
                 )
-            scales = {
-                "original": base,
-                "gated": gates,
-                "only_top": gates * top,
-                "without_top": gates * ~top,
-                "original_only_top": base * top,
-                "original_without_top": base * ~top,
-                "random_only": base * random,
-                "random_without": base * ~random,
-            }
-            for name, scale in scales.items():
-                same = decisions(cache.run(scale, part), task) == right[part]
-                found.setdefault(name, []).append(same)
+            for name, scale in _kept_and_removed(gates, base, top, random).items():
+                found.setdefault(name, []).append(decisions(cache.run(scale, part), task) == right[part])
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _kept_and_removed(gates: Tensor, base: Tensor, top: Tensor, random: Tensor) -> dict[str, Tensor]:
+    """The scales of the maps in each case of :func:`channel_test`."""
+    return {
+        "original": base,
+        "gated": gates,
+        "only_top": gates * top,
+        "without_top": gates * ~top,
+        "original_only_top": base * top,
+        "original_without_top": base * ~top,
+        "random_only": base * random,
+        "random_without": base * ~random,
+    }

@@ -83,72 +83,74 @@ def fit_gates(
 ) -> GateReport:
     """Train only the SE block to keep the network's own predictions with as few open gates as possible.
 
-    The block is attached first if there is none, and started anew. The loader should not augment or shuffle in ways
-    that the network would not see; its labels are ignored. One image in ten is held out for the report. The
-    network's weights, mode and gradients are untouched. The gated network is F' = s·F.
+    The block is attached first if there is none, and started anew. The loader should not augment the images; its
+    labels are ignored. One image in ten is held out for the report. The network's weights, mode and gradients are
+    untouched. The gated network is F' = s·F.
 
     Args:
         model: a trained network with one SE block or none; for several see :func:`selib.fit_stream_gates`.
-        loader: yields inputs or (inputs, labels); or the :class:`FeatureCache` of an earlier pass.
+        loader: yields inputs or (inputs, labels); or the :class:`selib.FeatureCache` of an earlier pass.
         sparsity: λ.
         agreement: instead of λ, the sparsest gates that keep this share of the predictions on held-out images.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
         per_target: attach gates for each output; the head must be global average pooling + linear.
         epochs: passes over the cached features, by default enough for about 1,000 steps.
         reduction: r of the block, when it is attached here; by default 1, and 4 for ``per_target``. To know which
-            channels a prediction rests on, the block must know the prediction: a bottleneck narrower than the number
-            of classes costs agreement, but each of many blocks has one decision to know.
+            channels a prediction rests on, the block must know the prediction: a bottleneck narrower than the
+            number of classes costs agreement, but each of many blocks has one decision to know.
 
     Raises:
         ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of several
             lengths, several SE blocks, or ``per_target`` with an attached block that all outputs share.
     """
-    _check(sparsity, agreement, task, epochs)
-    model = bare(model)
+    check_fit(task, sparsity, epochs)
+    if agreement is not None and not 0 < agreement < 1:
+        raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    cache = _features_of(bare(model), loader, per_target, reduction, seed, progress)
+    fit = _Fit(only_block(model), cache, task, epochs, lr, batch_size, seed, progress)
+    if agreement is not None:
+        sparsity = _sparsest(fit.agreement_at, agreement)
+    fit.agreement_at(sparsity)
+    return fit.report(sparsity)
+
+
+def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:
+    """Raise ValueError for an argument out of range."""
+    check_task(task)
+    if sparsity < 0:
+        raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs={epochs}: at least 1 is needed")
+
+
+def _features_of(
+    model: nn.Module,
+    loader: Iterable[Any] | FeatureCache,
+    per_target: bool,
+    reduction: int | None,
+    seed: int,
+    progress: bool,
+) -> FeatureCache:
+    """What the gates are fitted on; a block is attached if there is none, and taken out again after an error."""
     fresh = False
     if not isinstance(loader, FeatureCache) and not attached(model):
         fresh = True
         reduction = reduction if reduction is not None else 4 if per_target else 1
         loader = _attach_first(model, loader, reduction, seed, per_target)
-    block = only_block(model)
-    if per_target and not isinstance(block, TargetSEBlock):
+    elif per_target and not isinstance(only_block(model), TargetSEBlock):
         raise ValueError(
             "per_target=True, but the attached SE block is shared by all outputs: call selib.detach_se first"
         )
     try:
-        cache = loader
-        if not isinstance(cache, FeatureCache):
-            cache = cache_features(model, cache, progress=progress)
-        if len(cache.logits) < 2:
+        if not isinstance(loader, FeatureCache):
+            loader = cache_features(model, loader, progress=progress)
+        if len(loader.logits) < 2:
             raise ValueError("fit_gates needs at least two images: one of them is held out")
     except BaseException:
         if fresh:
             detach_se(model)
         raise
-    started = time.perf_counter()
-    order = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed))
-    order = order.to(cache.logits.device)
-    held, kept = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
-    epochs = epochs or max(1, round(1000 / -(-len(kept) // batch_size)))
-
-    def attempt(strength: float) -> float:
-        _fit(block, cache, kept, task, strength, epochs, lr, batch_size, seed, progress)
-        return _agreement(block, cache, held, task)
-
-    if agreement is not None:
-        sparsity = _sparsest(attempt, agreement)
-    attempt(sparsity)
-    return _report(block, cache, held, task, sparsity, seed, time.perf_counter() - started)
-
-
-def _check(sparsity: float, agreement: float | None, task: Task, epochs: int | None) -> None:
-    check_task(task)
-    if sparsity < 0:
-        raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
-    if agreement is not None and not 0 < agreement < 1:
-        raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs={epochs}: at least 1 is needed")
+    return loader
 
 
 def _attach_first(
@@ -166,36 +168,86 @@ def _attach_first(
     return chain([first], loader) if isinstance(loader, Iterator) else loader
 
 
-def _fit(
-    block: SEBlock,
-    cache: FeatureCache,
-    rows: Tensor,
-    task: Task,
-    sparsity: float,
-    epochs: int,
-    lr: float,
-    batch: int,
-    seed: int,
-    progress: bool,
-) -> None:
-    weights = [*block.fc1.parameters(), *block.fc2.parameters()]
-    with torch.random.fork_rng(devices=[]), learning(cache.head.model, weights):
-        torch.manual_seed(seed)
-        block.restart("paper")
-        steps = epochs * -(-len(rows) // batch)
-        step = stepper(weights, lr, steps)
-        # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
-        strength = sparsity
-        if isinstance(block, TargetSEBlock) and task == "multilabel":
-            strength *= block.targets
-        bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
-        for _ in range(epochs):
-            for index in rows[torch.randperm(len(rows)).to(rows.device)].split(batch):
-                gates = block.excite(cache.squeezed[index])
-                gated = cache.run(gates, index)
-                step(divergence(cache.logits[index], gated, task) + strength * gates.mean())
-                bar.update()
-        bar.close()
+class _Fit:
+    """A fit of one block to cached features, of which one image in ten is held out."""
+
+    def __init__(
+        self,
+        block: SEBlock,
+        cache: FeatureCache,
+        task: Task,
+        epochs: int | None,
+        lr: float,
+        batch_size: int,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.block, self.cache, self.task = block, cache, task
+        self.lr, self.batch_size, self.seed, self.progress = lr, batch_size, seed, progress
+        order = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed))
+        order = order.to(cache.logits.device)
+        tenth = max(1, len(order) // 10)
+        self.held, self.kept = order[:tenth], order[tenth:]
+        self.batches = -(-len(self.kept) // batch_size)
+        self.epochs = epochs or max(1, round(1000 / self.batches))
+        self.started = time.perf_counter()
+
+    def agreement_at(self, sparsity: float) -> float:
+        """Fit the block anew with this λ; the share of held-out predictions that stay."""
+        block, cache = self.block, self.cache
+        weights = [*block.fc1.parameters(), *block.fc2.parameters()]
+        with torch.random.fork_rng(devices=[]), learning(cache.head.model, weights):
+            torch.manual_seed(self.seed)
+            block.restart("paper")
+            steps = self.epochs * self.batches
+            step = stepper(weights, self.lr, steps)
+            # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
+            strength = sparsity
+            if isinstance(block, TargetSEBlock) and self.task == "multilabel":
+                strength *= block.targets
+            bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not self.progress, leave=False)
+            for _ in range(self.epochs):
+                order = torch.randperm(len(self.kept)).to(self.kept.device)
+                for index in self.kept[order].split(self.batch_size):
+                    gates = block.excite(cache.squeezed[index])
+                    gated = cache.run(gates, index)
+                    step(divergence(cache.logits[index], gated, self.task) + strength * gates.mean())
+                    bar.update()
+            bar.close()
+        return self._agreement()
+
+    @torch.no_grad()
+    def _agreement(self) -> float:
+        with evaluating(self.cache.head.model):
+            parts = [self.cache.run(self.block.excite(z), rows) for rows, z in self._held()]
+        same = decisions(torch.cat(parts), self.task) == decisions(self.cache.logits[self.held], self.task)
+        return float(same.double().mean())
+
+    def _held(self) -> list[tuple[Tensor, Tensor]]:
+        """The held-out rows and what the block reads of them, in portions whose gates fit into memory."""
+        size = PORTION if isinstance(self.block, TargetSEBlock) else max(1, len(self.held))
+        return [(rows, self.cache.squeezed[rows]) for rows in self.held.split(size)]
+
+    @torch.no_grad()
+    def report(self, sparsity: float) -> GateReport:
+        seconds = time.perf_counter() - self.started
+        kinds = channel_test(self.block, self.cache, task=self.task, rows=self.held, seed=self.seed)
+        scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
+        yes = kinds["gated"]
+        if self.task == "multilabel":
+            yes = yes[self.cache.logits[self.held] > 0]
+        opened = torch.cat([(self.block.excite(z) > 0.5).flatten() for _, z in self._held()])
+        del scores["original"]
+        return GateReport(
+            sparsity=sparsity,
+            agreement=scores.pop("gated"),
+            agreement_positive=float(yes.double().mean()) if len(yes) else 1.0,
+            open_gates=int(opened.sum()) / opened.numel(),
+            images=len(self.cache.logits),
+            cache_seconds=self.cache.seconds,
+            fit_seconds=seconds,
+            **scores,
+        )
 
 
 def divergence(teacher: Tensor, student: Tensor, task: Task) -> Tensor:
@@ -248,18 +300,6 @@ def learning(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None
                 weight.requires_grad_(before)
 
 
-def _portions(block: SEBlock, rows: Tensor) -> tuple[Tensor, ...]:
-    """Rows in portions whose gates fit into memory."""
-    return rows.split(PORTION if isinstance(block, TargetSEBlock) else max(1, len(rows)))
-
-
-@torch.no_grad()
-def _agreement(block: SEBlock, cache: FeatureCache, rows: Tensor, task: Task) -> float:
-    with evaluating(cache.head.model):
-        parts = [cache.run(block.excite(cache.squeezed[part]), part) for part in _portions(block, rows)]
-    return float((decisions(torch.cat(parts), task) == decisions(cache.logits[rows], task)).double().mean())
-
-
 def _sparsest(
     attempt: Callable[[float], float],
     agreement: float,
@@ -278,29 +318,3 @@ def _sparsest(
         middle = (low * high) ** 0.5
         low, high = (middle, high) if attempt(middle) >= agreement else (low, middle)
     return low
-
-
-@torch.no_grad()
-def _report(
-    block: SEBlock, cache: FeatureCache, held: Tensor, task: Task, sparsity: float, seed: int, seconds: float
-) -> GateReport:
-    kinds = channel_test(block, cache, task=task, rows=held, seed=seed)
-    scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
-    yes = kinds["gated"][cache.logits[held] > 0] if task == "multilabel" else kinds["gated"]
-    opened = [(block.excite(cache.squeezed[part]) > 0.5).flatten() for part in _portions(block, held)]
-    count = torch.cat(opened)
-    return GateReport(
-        sparsity=sparsity,
-        agreement=scores["gated"],
-        agreement_positive=float(yes.double().mean()) if len(yes) else 1.0,
-        open_gates=int(count.sum()) / count.numel(),
-        only_top=scores["only_top"],
-        without_top=scores["without_top"],
-        original_only_top=scores["original_only_top"],
-        original_without_top=scores["original_without_top"],
-        random_only=scores["random_only"],
-        random_without=scores["random_without"],
-        images=len(cache.logits),
-        cache_seconds=cache.seconds,
-        fit_seconds=seconds,
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,19 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from selib.features import inputs_of
-from selib.forward import (
-    Task,
-    attached,
-    bare,
-    call,
-    check_task,
-    decisions,
-    evaluating,
-    hooked,
-    logits_of,
-    to_device,
-)
-from selib.gates import divergence, learning, stepper
+from selib.forward import Task, attached, bare, call, decisions, evaluating, hooked, logits_of, to_device
+from selib.gates import check_fit, divergence, learning, stepper
 
 
 @dataclass(frozen=True)
@@ -78,95 +67,96 @@ def fit_stream_gates(
         ValueError: an argument out of range, no blocks, fewer than two batches, or a loader that gives its batches
             only once.
     """
-    check_task(task)
-    model = bare(model)
-    blocks = attached(model)
-    if not blocks:
-        raise ValueError(
-            'the model has no SE blocks: call selib.attach_se(model, example, at={"stream": "module"})'
-        )
-    if isinstance(loader, Iterator):
+    check_fit(task, sparsity, epochs)
+    once = isinstance(loader, Iterator)
+    if once:
         raise ValueError(
             "the loader is an iterator, which gives its batches once, but several SE blocks are fitted in several "
             "passes: give what can be iterated again, such as a DataLoader or a list"
         )
-    if sparsity < 0:
-        raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs={epochs}: at least 1 is needed")
-    started = time.perf_counter()
-    device = next(iter(model.parameters()), torch.empty(0)).device
-    weights = [p for block in blocks.values() for p in (*block.fc1.parameters(), *block.fc2.parameters())]
-    frozen = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
+    fit = _Fit(bare(model), loader, task)
+    epochs = epochs or max(1, round(300 / (len(fit.teachers) - len(fit.held))))
+    fit.learn(sparsity, epochs, lr, seed, progress)
+    return fit.report(sparsity, epochs)
 
-    def answers(batch: Any) -> Tensor:
+
+class _Fit:
+    """A fit of all blocks of a model to its own logits, which are computed before the blocks start anew."""
+
+    def __init__(self, model: nn.Module, loader: Iterable[Any], task: Task) -> None:
+        self.started = time.perf_counter()
+        self.model, self.loader, self.task = model, loader, task
+        self.blocks = attached(model)
+        if not self.blocks:
+            how = 'selib.attach_se(model, example, at={"stream": "module"})'
+            raise ValueError(f"the model has no SE blocks: call {how}")
+        with evaluating(model):
+            self.teachers = [self.answers(batch) for batch in loader]
+        count = len(self.teachers)
+        if count < 2:
+            raise ValueError(
+                f"batches in the loader: {count}, but fit_stream_gates needs at least two: one is held out"
+            )
+        self.held = {index for index in range(count) if index % 10 == 9} or {count - 1}
+
+    def answers(self, batch: Any) -> Tensor:
+        device = next(iter(self.model.parameters()), torch.empty(0)).device
         inputs = to_device(inputs_of(batch)[0], device)
-        return logits_of(call(model, inputs), inputs).float()
+        return logits_of(call(self.model, inputs), inputs).float()
 
-    with evaluating(model):
-        teachers = [answers(batch) for batch in loader]
-    if len(teachers) < 2:
-        raise ValueError(
-            f"batches in the loader: {len(teachers)}, but fit_stream_gates needs at least two: one is held out"
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, Tensor]]:
+        """The gates of the last pass, by stream."""
+        gates: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda module, args, output: gates.__setitem__(name, output)
+
+        with hooked(*((block.vector, keep(name)) for name, block in self.blocks.items())):
+            yield gates
+
+    def learn(self, sparsity: float, epochs: int, lr: float, seed: int, progress: bool) -> None:
+        weights = [p for b in self.blocks.values() for p in (*b.fc1.parameters(), *b.fc2.parameters())]
+        mine = {id(p) for p in weights}
+        frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in mine]
+        steps = epochs * (len(self.teachers) - len(self.held))
+        with torch.random.fork_rng(devices=[]), learning(self.model, weights), self.watched() as gates:
+            try:
+                for p in frozen:
+                    p.requires_grad_(False)
+                torch.manual_seed(seed)
+                for block in self.blocks.values():
+                    block.restart("paper")
+                step = stepper(weights, lr, steps)
+                for _ in tqdm(range(epochs), desc=f"gates λ={sparsity:g}", disable=not progress, leave=False):
+                    for index, batch in enumerate(self.loader):
+                        if index not in self.held:
+                            student = self.answers(batch)
+                            opened = torch.stack([s.mean() for s in gates.values()]).mean()
+                            step(divergence(self.teachers[index], student, self.task) + sparsity * opened)
+            finally:
+                for p in frozen:
+                    p.requires_grad_(True)
+
+    def report(self, sparsity: float, epochs: int) -> StreamGateReport:
+        agree, yes, samples = [], [], 0
+        opened: dict[str, list[Tensor]] = {name: [] for name in self.blocks}
+        with evaluating(self.model), self.watched() as gates:
+            for index, batch in enumerate(self.loader):
+                if index in self.held:
+                    wanted = decisions(self.teachers[index], self.task)
+                    agree.append((decisions(self.answers(batch), self.task) == wanted).flatten().double())
+                    yes.append((wanted if self.task == "multilabel" else wanted >= 0).flatten())
+                    samples += len(wanted)
+                    for name, s in gates.items():
+                        opened[name].append((s > 0.5).double().flatten())
+        positive = torch.cat(agree)[torch.cat(yes)]
+        return StreamGateReport(
+            sparsity=sparsity,
+            agreement=float(torch.cat(agree).mean()),
+            agreement_positive=float(positive.mean()) if len(positive) else 1.0,
+            open_gates={name: float(torch.cat(shares).mean()) for name, shares in opened.items()},
+            held_out=samples,
+            epochs=epochs,
+            seconds=time.perf_counter() - self.started,
         )
-    held = {index for index in range(len(teachers)) if index % 10 == 9} or {len(teachers) - 1}
-    epochs = epochs or max(1, round(300 / (len(teachers) - len(held))))
-    gates: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, output: gates.__setitem__(name, output)
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for p in frozen:
-            stack.callback(p.requires_grad_, True)
-            p.requires_grad_(False)
-        stack.enter_context(learning(model, weights))
-        stack.enter_context(hooked(*((block.vector, keep(name)) for name, block in blocks.items())))
-        torch.manual_seed(seed)
-        for block in blocks.values():
-            block.restart("paper")
-        step = stepper(weights, lr, epochs * (len(teachers) - len(held)))
-        total = epochs * len(teachers)
-        bar = stack.enter_context(
-            tqdm(total=total, desc=f"gates λ={sparsity:g}", disable=not progress, leave=False)
-        )
-        for _ in range(epochs):
-            for index, batch in enumerate(loader):
-                bar.update()
-                if index not in held:
-                    student = answers(batch)
-                    open_share = torch.stack([s.mean() for s in gates.values()]).mean()
-                    step(divergence(teachers[index], student, task) + sparsity * open_share)
-        with torch.no_grad():
-            tested = [
-                (teachers[i], answers(batch), dict(gates)) for i, batch in enumerate(loader) if i in held
-            ]
-    return _report(tested, list(blocks), task, sparsity, epochs, time.perf_counter() - started)
-
-
-def _report(
-    tested: list[tuple[Tensor, Tensor, dict[str, Tensor]]],
-    streams: list[str],
-    task: Task,
-    sparsity: float,
-    epochs: int,
-    seconds: float,
-) -> StreamGateReport:
-    """The report on held-out batches: logits of the network as it was, with the new gates, and the gates."""
-    right, yes = [], []
-    for teacher, student, _ in tested:
-        wanted = decisions(teacher, task)
-        right.append((decisions(student, task) == wanted).flatten())
-        yes.append((wanted if task == "multilabel" else torch.ones_like(wanted)).flatten().bool())
-    agree, positive = torch.cat(right).double(), torch.cat(yes)
-    opened = {name: torch.cat([(gates[name] > 0.5).flatten() for _, _, gates in tested]) for name in streams}
-    return StreamGateReport(
-        sparsity=sparsity,
-        agreement=float(agree.mean()),
-        agreement_positive=float(agree[positive].mean()) if bool(positive.any()) else 1.0,
-        open_gates={name: float(share.double().mean()) for name, share in opened.items()},
-        held_out=sum(len(teacher) for teacher, _, _ in tested),
-        epochs=epochs,
-        seconds=seconds,
-    )

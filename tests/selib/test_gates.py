@@ -114,7 +114,7 @@ def test_the_bisection_ends_just_below_the_limit(limit: float) -> None:
 
 def test_a_promise_that_cannot_be_kept_is_said_to_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = planted(60)
-    monkeypatch.setattr(g, "_agreement", lambda *args: 0.9)
+    monkeypatch.setattr(g._Fit, "_agreement", lambda self: 0.9)
     with pytest.warns(UserWarning, match=r"even λ=0.01 keeps less than 95.0% of the predictions"):
         report = fit_gates(model, batches(x), agreement=0.95, epochs=1)
     assert report.sparsity == 0.01
