@@ -246,7 +246,7 @@ def gates_drawing(weights: Tensor, chosen: Tensor, label: str) -> str:
         inside += f'<path d="M{left} {edge:.1f}h{width}" stroke="{plot.OTHERS}" stroke-width="1.5" '
         inside += 'stroke-dasharray="5 3"/>'
     inside += f'<path d="M{left} {y(0):.1f}h{width}" stroke="currentColor" stroke-width="1"/>'
-    for tick in (low, high, 0.0):
+    for tick in sorted({low, high, 0.0}):
         if tick == 0 or abs(y(tick) - y(0)) > 12:
             inside += f'<text x="{left - 4}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2g}</text>'
     said = f"{label}: {sum(picked)} of {len(values)} channels selected"
