@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import cv2
@@ -54,9 +55,16 @@ def sixteenths(outline: Points) -> np.ndarray:
     return np.rint(outline * 16).astype(np.int32)
 
 
-def of_parts(labels: np.ndarray, names: str) -> np.ndarray:
-    """Which labels are those of the parts named in one string."""
-    return np.isin(labels, [1 + PARTS.index(name) for name in names.split()])
+@cache
+def among(names: str) -> np.ndarray:
+    """Which labels are those of the parts named in one string: bool (1 + len(PARTS),)."""
+    return np.isin(np.arange(1 + len(PARTS)), [1 + PARTS.index(name) for name in names.split()])
+
+
+@cache
+def _taper(count: int) -> np.ndarray:
+    """The width of a line along its way, (count, 1) in 0..1."""
+    return np.asarray(np.sqrt(np.sin(np.linspace(0.12, math.pi - 0.12, count)))[:, None])
 
 
 class Canvas:
@@ -67,7 +75,7 @@ class Canvas:
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
-        self.parts = np.zeros(image.shape[1:], np.uint8)
+        self.parts: np.ndarray = np.zeros(image.shape[1:], np.uint8)
 
     def mask(self, outlines: list[Points], soft: float = 0.0) -> tuple[Window, np.ndarray]:
         """The window around the outlines, and how much of each of its pixels they cover: float32 in 0..1.
@@ -75,13 +83,11 @@ class Canvas:
         soft: the edge's blur in pixels.
         """
         margin = 2 + int(3 * soft)
-        boxes = np.array([cv2.boundingRect(outline.astype(np.float32)) for outline in outlines])
-        size = np.array(SIZE[::-1])
-        low = np.clip(
-            boxes[:, :2].min(0) - margin, 0, size - 1
-        )  # at least a pixel, though it be out of sight
-        high = np.clip((boxes[:, :2] + boxes[:, 2:]).max(0) + margin, low + 1, size)
-        (left, top), (right, bottom) = low.tolist(), high.tolist()
+        x, y, w, h = cv2.boundingRect(np.concatenate(outlines).astype(np.float32))
+        height, width = self.parts.shape
+        # at least one pixel, even where nothing is in sight
+        left, top = min(max(0, x - margin), width - 1), min(max(0, y - margin), height - 1)
+        right, bottom = min(max(left + 1, x + w + margin), width), min(max(top + 1, y + h + margin), height)
         covered = np.zeros((bottom - top, right - left), np.uint8)
         for outline in outlines:
             cv2.fillPoly(covered, [sixteenths(outline)], 255, cv2.LINE_AA, 4, (-16 * left, -16 * top))
@@ -112,7 +118,7 @@ class Canvas:
         """
         window, alpha = self.mask(outlines, soft)
         if only:
-            alpha = alpha * of_parts(self.parts[window], only)
+            alpha = alpha * among(only)[self.parts[window]]
         if colour is not None:
             amount = alpha * np.float32(opacity)
             if grain is not None:
@@ -150,6 +156,5 @@ class Face(Canvas):
         way = self.at(way, depth)
         along = np.vstack([way[1] - way[0], way[2:] - way[:-2], way[-1] - way[-2]])
         length = np.sqrt((along * along).sum(1, keepdims=True)) + 1e-6
-        taper = np.sqrt(np.sin(np.linspace(0.12, math.pi - 0.12, len(way))))[:, None]
-        half = along[:, ::-1] * (-1, 1) / length * taper * (width / 2)
+        half = along[:, ::-1] * (-1, 1) / length * _taper(len(way)) * (width / 2)
         self.paint([np.vstack([way + half, (way - half)[::-1]])], colour, **paint)

@@ -7,7 +7,7 @@ many are given by their right half (see `shapes`). The number after a shape is i
 import cv2
 import numpy as np
 
-from studies.twins.face_canvas import Face, of_parts, rgb, sixteenths
+from studies.twins.face_canvas import Face, among, rgb, sixteenths
 from studies.twins.face_params import Params
 from studies.twins.shapes import Points, across, between_arcs, both, curve, ellipse, points, smooth, symmetric
 
@@ -314,7 +314,7 @@ def draw_hat(face: Face) -> None:
         face.line(curve(across("0,-25 58,-31 71,-41")), 6, colour * 0.5, 2)
     shadow, below = ellipse(0, -24, 40, 8), "forehead skin bangs"
     face.fill(shadow, 3, rgb("#141414"), opacity=0.35, soft=3, only=below)
-    woven = of_parts(face.parts, "hat")
+    woven = among("hat")[face.parts]
     face.image[:, woven] *= np.clip(1 + 0.06 * face.grain[woven], 0.8, 1.2)
 
 
@@ -340,5 +340,5 @@ def draw_glasses(face: Face) -> None:
         face.line(temple, 1, colour, 3.2, part="glasses")
     if kind != "dark":  # what is seen through a clear lens is an eye or a brow still
         frame = np.abs(face.image - colour).sum(0) < 60
-        through = of_parts(before, "eyes brows") & ~frame
+        through = among("eyes brows")[before] & ~frame
         face.parts[through] = before[through]

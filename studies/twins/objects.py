@@ -3,8 +3,7 @@
 After FunnyBirds (Hesse, Schaub-Meyer and Roth, ICCV 2023): the same scene can be drawn again with parts
 removed, so that what a part does to a prediction is known, not guessed. Ten classes share parts (a bird and
 a fish have a body, a tail and an eye), lone parts lie about as distractors, and colours say nothing of the
-class: only the composition does. As in FunnyBirds some scenes lack a part, so that removing one is nothing
-new.
+class: only the composition does. As in FunnyBirds some scenes lack a part: removing one is nothing new.
 """
 
 import colorsys
@@ -30,7 +29,6 @@ CLASSES = ("bird", "boat", "butterfly", "car", "cup", "fish", "house", "mushroom
 _EDGE = 1 / 96  # width of the dark outline, as a fraction of the image
 SCALE = 3  # drawn this many times larger, then averaged down
 _AREA = (0.11, 0.22)  # fraction of the image that the object covers
-_MISSING = 0.25  # share of scenes that lack one part
 
 
 def _turn(degrees: float) -> np.ndarray:
@@ -206,7 +204,7 @@ def sample(class_index: int, rng: np.random.Generator) -> Params:
     shape = [between(rng, -1, 1), between(rng, -1, 1)]
     # without a larger part, little would be left to recognise
     removable = [part for part in PARTS[name] if _area(name, part) < 0.3 * _area(name)]
-    absent = [removable[int(rng.random() * len(removable))]] if chance(rng, _MISSING) else []
+    absent = [removable[int(rng.random() * len(removable))]] if chance(rng, 0.25) else []
     angle, flip = between(rng, -16, 16), chance(rng, 0.5)
     outline = np.concatenate(list(chain(*_DRAW[name](*shape).values())))
     outline = outline * (-1 if flip else 1, 1) @ _turn(angle).T

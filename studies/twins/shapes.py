@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -16,9 +17,14 @@ def points(shape: Shape) -> Points:
     return np.asarray(shape, float)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, count: int = 24) -> Points:
+@cache
+def _circle(count: int) -> Points:
     angles = np.linspace(0, 2 * math.pi, count, endpoint=False)
-    return np.stack([np.cos(angles), np.sin(angles)], 1) * (rx, ry) + (x, y)
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, count: int = 24) -> Points:
+    return _circle(count) * (rx, ry) + (x, y)
 
 
 # A Catmull-Rom spline: six points for each piece, from the four corners around it.
