@@ -68,7 +68,8 @@ def test_numbers(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3900, "1 h 05 min"), (7200, "2 h")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3900, "1 h 05 min"), (7200, "2 h")],
 )
 def test_clock(seconds: float, text: str) -> None:
     assert markdown.clock(seconds) == text
