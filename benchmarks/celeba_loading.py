@@ -1,7 +1,7 @@
-"""Does the loader keep a GPU fed? `python benchmarks/celeba_loading.py [--data DIR] [--images 2000] [--size 112 92]`.
+"""Does the loader keep a GPU fed? Images per second, as JSON.
 
-Decodes images into the cache, then runs the training loader over them, and prints images per second as JSON. Takes CelebA
-where DIR holds it, and else the twin, written to a temporary folder. Run it on an idle machine.
+Decodes images into the cache, then runs the training loader over them. Takes CelebA where DIR holds it, else
+the twin, written to a temporary folder. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ ARCHIVES = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
-    """A data root that holds real CIFAR-10 as {train,test}/<class>/NNNN.jpg; skips where its archive is absent."""
+    """A data root that holds real CIFAR-10 as a tree of JPEGs; skips where its archive is absent."""
     return _unpacked("cifar10.tar.xz", "cifar10")
 
 

@@ -38,7 +38,8 @@ def digest(files: Listing) -> str:
 def frame(native: Size, size: Size) -> tuple[float, float, float, float]:
     """The part of an image that `fit` keeps, as left, top, right, bottom in pixels.
 
-    It is the largest central one with the proportions of `size`; the whole image where less than a pixel would be lost.
+    It is the largest central one with the proportions of `size`; the whole image where less than a pixel
+    would be lost.
     """
     (height, width), (rows, columns) = native, size
     kept_height = min(float(height), width / (columns / rows))
@@ -50,7 +51,7 @@ def frame(native: Size, size: Size) -> tuple[float, float, float, float]:
 
 
 def fit(image: Image.Image, size: Size) -> np.ndarray:
-    """The central part of an image (see `frame`) brought to size, uint8 (C, H, W): bicubic, but nearest for label maps."""
+    """The central part of an image (see `frame`) at another size, uint8 (C, H, W); label maps by nearest."""
     if image.size != size[::-1]:
         method = Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.BICUBIC
         image = image.resize(size[::-1], method, frame((image.height, image.width), size))
@@ -60,8 +61,9 @@ def fit(image: Image.Image, size: Size) -> np.ndarray:
 def decode(file: Path, native: Size | None, size: Size | None, mode: str = "RGB") -> np.ndarray:
     """One JPEG or PNG file as uint8 (C, H, W).
 
-    native: the size that it must have; size: the size to bring it to; mode: Pillow's, "P" for the numbers of a label map.
-    Raises ValueError with the reason, but not the name, when the file is damaged or has another size.
+    native: the size that it must have; size: the size to bring it to; mode: Pillow's, "P" for the numbers
+    of a label map. Raises ValueError with the reason, but not the name, when the file is damaged or has
+    another size.
     """
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as opened:
@@ -83,7 +85,7 @@ def decoded(
     size: Size | None = None,
     mode: str = "RGB",
 ) -> np.ndarray:
-    """All images of a listing as uint8 (N, C, H, W), decoded once, then memory-mapped; arguments as for `decode`.
+    """All images of a listing as uint8 (N, C, H, W), decoded once, then memory-mapped; see `decode`.
 
     Raises ValueError that names the first damaged files, says how many there are, and ends with the remedy.
     """
@@ -99,7 +101,7 @@ def decoded(
                 bad.append(f"{path} ({error})")
         return out, bad
 
-    # Pillow opens files under the interpreter lock: a second thread slows 32x32 images down (measured: 1.4 times)
+    # Pillow opens files under the interpreter lock: a second thread makes 32x32 images 1.4 times slower
     threads = 1 if max(native) <= 64 else cores()
     return cached(root, f"{key}-{height}x{width}", digest(files), shape, produce, remedy, threads=threads)
 
@@ -121,11 +123,12 @@ def cached(
     threads: int = 1,
     action: str = "decode",
 ) -> np.ndarray:
-    """The uint8 array `<root>/.cache/<key>-<version>.npy`, made in chunks by `produce(start, stop)` if it is not there.
+    """The uint8 array `<root>/.cache/<key>-<version>.npy`, made in chunks by `produce(start, stop)` if it
+    is not there.
 
-    produce also returns one line for every row it could not make: any such line raises ValueError, nothing is written.
-    version: twelve hex digits. The array goes to the user's cache folder where the root cannot be written to. Raises
-    OSError when there is no room.
+    produce also returns one line for every row it could not make: any such line raises ValueError, nothing
+    is written. version: twelve hex digits. The array goes to the user's cache folder where the root cannot
+    be written to. Raises OSError when there is no room.
     """
     places, name = _places(root), f"{key}-{version}.npy"
     for folder in places:
@@ -158,9 +161,9 @@ def cached(
 
 
 def _fill(out: np.ndarray, produce: Produce, threads: int, title: str) -> list[str]:
-    """Write the array chunk by chunk, with a progress bar; returns the lines about rows that could not be made."""
+    """Fill the array chunk by chunk, with a progress bar; returns the lines about rows that failed."""
     chunk = max(1, min(256, math.ceil(len(out) / (4 * threads))))  # all threads are busy to the end
-    parts = in_parts(lambda part: produce(part.start, part.stop), range(len(out)), chunk, threads)
+    parts = in_parts(lambda rows: produce(rows[0], rows[-1] + 1), range(len(out)), chunk, threads)
     bad: list[str] = []
     done = 0
     with tqdm(total=len(out), desc=title, unit="image", leave=False) as bar:
@@ -173,7 +176,8 @@ def _fill(out: np.ndarray, produce: Produce, threads: int, title: str) -> list[s
 
 
 def forget(root: Path, key: str, keep: str = "") -> None:
-    """Delete the cached arrays whose key is this one or begins with it and a dash, but not the file called `keep`.
+    """Delete the cached arrays whose key is this one or begins with it and a dash, but not the file called
+    `keep`.
 
     Only files named as `cached` names them are deleted: others in `.cache` are not ours.
     """

@@ -1,4 +1,4 @@
-"""Which data sets there are, and how to fetch, render and check them: behind `studies data list | get | make | check`."""
+"""The data sets, and how to fetch, render and check them: behind `studies data list | get | make | check`."""
 
 from __future__ import annotations
 
@@ -37,39 +37,42 @@ TWINS = {  # counts, writer, and the least of a split: one for each class or con
     "synth-faces": (synth_faces.COUNTS, faces.write_faces, 1),
     "synth-speakers": (synth_speakers.COUNTS, write_speakers, len(synth_speakers.CONDITIONS)),
 }
+RESEARCH = "non-commercial research"
 ABOUT = {
-    "cifar10": "50,000 + 10,000 images of 32x32; Krizhevsky 2009, no licence stated",
-    "tiny-imagenet": "100,000 + 10,000 images of 64x64, boxes; from ImageNet: non-commercial research",
-    "celeba": "162,770 + 19,867 + 19,962 images of 178x218; non-commercial research",
-    "ava-asd": "39,000 face tracks, 3.65 million frames; annotations CC BY 4.0",
-    "wasd": "30 hours of 164 videos, 5 conditions, bodies; no licence stated",
+    "cifar10": (
+        "50,000 + 10,000 images of 32x32",
+        "Krizhevsky 2009, no licence stated",
+        ARCHIVES["cifar10"][0],
+    ),
+    "tiny-imagenet": ("100,000 + 10,000 images of 64x64, boxes", RESEARCH, ARCHIVES["tiny-imagenet"][0]),
+    "celeba": ("162,770 + 19,867 + 19,962 images of 178x218", RESEARCH, faces.ADDRESS),
+    "ava-asd": ("39,000 face tracks", "annotations CC BY 4.0", speakers.AVA_ADDRESS),
+    "wasd": ("30 hours of 164 videos", "no licence stated", speakers.WASD_ADDRESS),
 }
 PARTIAL = ".selib-partial"  # our folder in the data root for downloads that have not arrived whole
 
 
 def list_sets(root: str | Path | None = None) -> list[str]:
-    """A line for every data set: its name, whether root holds it, what it holds, its terms."""
+    """A line for every data set: its name, whether root holds it, what it holds, its terms and source."""
     about = dict(ABOUT)
     for name, (counts, _, _) in TWINS.items():
-        about[name] = (
-            f"{' + '.join(f'{count:,}' for count in counts.values())} rendered, masks; as this project"
-        )
+        held = " + ".join(f"{count:,}" for count in counts.values())
+        about[name] = (f"{held}, masks", "as this project", f"studies data make {name}")
     lines = []
-    for name, text in about.items():
+    for name, (held, terms, source) in about.items():
         absent = "on demand" if name in TWINS else "absent"
-        lines.append(f"{name:14}  {'here' if find(name, data_root(root)) else absent:9}  {text}")
+        state = "here" if find(name, data_root(root)) else absent
+        lines.append(f"{name:14}  {state:9}  {held:43}  {source}  ({terms})")
     return lines
 
 
-# --- get --------------------------------------------------------------------------------------------------------------
-
-
 def get(name: str, root: str | Path | None = None) -> Path:
-    """Download a data set from its official address, verify and unpack it; returns its folder, at once if it is there.
+    """Download a data set from its official address, verify and unpack it; returns its folder, at once if
+    it is there.
 
-    Files that already lie in root are verified, used and kept. A download that broke off goes on where it stopped.
-    Raises ValueError for a name without an address and for a file of the user's with the wrong checksum,
-    ConnectionError, with what to do by hand, when a file cannot be fetched.
+    Files that already lie in root are verified, used and kept. A download that broke off goes on where it
+    stopped. Raises ValueError for a name without an address and for a file of the user's with the wrong
+    checksum, ConnectionError, with what to do by hand, when a file cannot be fetched.
     """
     base = data_root(root)
     if name == "celeba":
@@ -148,7 +151,7 @@ def _fetch(file: Path, base: Path, md5: str, by_hand: str, url: str) -> bool:
 
 
 def _unpack(archive: Path, place: Path) -> None:
-    """Unpack into a temporary folder, then move the data set's folder into place: it is there whole or not at all."""
+    """Unpack into a temporary folder, then move the data set into place: it is there whole or not at all."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as temporary:
@@ -156,9 +159,6 @@ def _unpack(archive: Path, place: Path) -> None:
         if not (Path(temporary) / place.name).is_dir():
             raise ValueError(f"{archive}: holds no folder {place.name}")
         os.rename(Path(temporary) / place.name, place)
-
-
-# --- make -------------------------------------------------------------------------------------------------------------
 
 
 def make(
@@ -169,11 +169,12 @@ def make(
     *,
     videos: str | Path | None = None,
 ) -> Path:
-    """Render `count` training images or clips (a quarter as many for validation and testing) of a twin into root.
+    """Render `count` training images or clips (a quarter as many for validation and testing) of a twin into
+    root.
 
-    videos: for "ava-asd", which is cut from raw videos (`studies.data.ava.prepare`): a folder with them and their
-    annotations. Returns the folder. The same count and seed write the same files. Raises ValueError for another name,
-    FileExistsError when it is there.
+    videos: for "ava-asd", which is cut from raw videos (`studies.data.ava.prepare`): a folder with them and
+    their annotations. Returns the folder. The same count and seed write the same files. Raises ValueError
+    for another name, FileExistsError when it is there.
     """
     folder = data_root(root) / name
     if (name == "ava-asd") != (videos is not None) or (videos is not None and count is not None):
@@ -199,11 +200,9 @@ def make(
     return folder
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
-
-
 def check(name: str, root: str | Path | None = None) -> str:
-    """Read every file of a data set anew, compare with what a whole one holds, and return a summary of a few lines.
+    """Read every file of a data set anew, compare with what a whole one holds, and return a summary of a
+    few lines.
 
     Raises FileNotFoundError when it is not there, ValueError with the first thing that is wrong.
     """
@@ -216,17 +215,16 @@ def check(name: str, root: str | Path | None = None) -> str:
     if name in SPEAKERS:
         return "\n".join([f"{name}: {place}", *_check_speakers(name, place, base)])
     lines = [f"{name}: {place}"]
+    read = faces.load_faces if name in FACES else objects.load
     for split in WHOLE[name] if name in WHOLE else TWINS[name][0]:
-        data = (faces.load_faces if name in FACES else objects.load)(name, split, root=base)
+        data = read(name, split, root=base)
         each = len(data.classes) if name == "tiny-imagenet" else 1
         if name in WHOLE and len(data) != each * WHOLE[name][split]:
             few = f"{split} has {len(data):,} images, not {each * WHOLE[name][split]:,}"
             raise ValueError(f"{place}: {few}: it is not the whole set")
         kinds = f"{len(data.classes)} {'attributes' if data.multilabel else 'classes'}"
-        held = (
-            f"{len(data):,} images of {data.size[1]}x{data.size[0]}, {kinds}, {data.annotation or 'no boxes'}"
-        )
-        lines.append(f"  {split}: {held}, fingerprint {data.fingerprint}")
+        held = f"{len(data):,} images of {data.size[1]}x{data.size[0]}, {kinds}"
+        lines.append(f"  {split}: {held}, {data.annotation or 'no boxes'}, fingerprint {data.fingerprint}")
     return "\n".join(lines)
 
 
@@ -236,9 +234,7 @@ def _check_speakers(name: str, place: Path | None, base: Path) -> list[str]:
         raise FileNotFoundError(speakers.missing(name, base))
     splits = [split for split in speakers.SPLITS if (place / "csv" / f"{split}_loader.csv").is_file()]
     if not splits:
-        raise FileNotFoundError(
-            f"{place / 'csv'}: holds no train_loader.csv, val_loader.csv or test_loader.csv"
-        )
+        raise FileNotFoundError(f"{place / 'csv'}: holds no list such as train_loader.csv")
     streams = [stream for stream in FOLDERS if stream != "body" or (place / FOLDERS["body"]).is_dir()]
     lines = []
     for split in splits:

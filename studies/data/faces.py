@@ -42,10 +42,11 @@ ADDRESS = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 class FaceSet(ImageSet):
     """One split of CelebA or of its twin: targets (N, 40) are its attributes, and `classes` their names.
 
-    parts uint8 (N, H, W): 1 + the index in part_names of the part that a pixel shows, 0 for none of them; landmarks
-    float32 (N, 5, 2): x, y of the left eye, right eye, nose, left and right corner of the mouth ("left" in the image),
-    in pixels, (0, 0) being the centre of the first; identities int64 (N,): who it is; files: the names of the images;
-    params: how the twin drew each face, for `studies.twins.faces.render`.
+    parts uint8 (N, H, W): 1 + the index in part_names of the part that a pixel shows, 0 for none of them;
+    landmarks float32 (N, 5, 2): x, y of the left eye, right eye, nose, left and right corner of the mouth
+    ("left" in the image), in pixels, (0, 0) being the centre of the first; identities int64 (N,): who it
+    is; files: the names of the images; params: how the twin drew each face, for
+    `studies.twins.faces.render`.
     """
 
     parts: Tensor | None = None
@@ -75,7 +76,7 @@ class FaceSet(ImageSet):
         return super()._chosen(rows) | {"files": [self.files[place] for place in places], "params": params}
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirrored at random, and not shifted: the faces are aligned, and what is small is learned by its place."""
+        """Mirrored at random, not shifted: faces are aligned, and small parts are learned by their place."""
         images = self.images[rows]
         mirrored = torch.rand(len(images), generator=generator) < 0.5
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
@@ -83,9 +84,9 @@ class FaceSet(ImageSet):
     def region(self, attribute: str, indices: Indices) -> Tensor:
         """Where an attribute is to be seen, bool (B, H, W).
 
-        The visible pixels of the attribute's parts (`studies.twins.faces.REGIONS`) where the label maps tell these parts
-        apart: nothing in an image that has none of them. Elsewhere `landmark_region`. Raises ValueError for an attribute
-        of the whole face, and without label maps and landmarks.
+        The visible pixels of the attribute's parts (`studies.twins.faces.REGIONS`) where the label maps
+        tell these parts apart: nothing in an image that has none of them. Elsewhere `landmark_region`.
+        Raises ValueError for an attribute of the whole face, and without label maps and landmarks.
         """
         check_localised(attribute)
         rows = rows_of(indices)
@@ -110,13 +111,14 @@ def load_faces(
 ) -> FaceSet:
     """One split of "celeba" or of its twin "synth-faces", fully checked.
 
-    split: "train", "val" or "test"; the twin also has "spurious". root: the folder that holds the data sets (else
-    SELIB_DATA, else `data`). size: height and width to bring the 218x178 images to; where its proportions are others, the
-    central part is kept. limit: read only that many images, chosen by the seed; of the twin the first ones. A twin that is
-    not on disk is rendered, from the seed. Images are decoded or rendered once, into `<root>/.cache`.
+    split: "train", "val" or "test"; the twin also has "spurious". root: the folder that holds the data sets
+    (else SELIB_DATA, else `data`). size: height and width to bring the 218x178 images to; where its
+    proportions are others, the central part is kept. limit: read only that many images, chosen by the seed;
+    of the twin the first ones. A twin that is not on disk is rendered, from the seed. Images are decoded or
+    rendered once, into `<root>/.cache`.
 
-    Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an argument is out
-    of range.
+    Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an
+    argument is out of range.
     """
     known = list(SPLITS) if name == "synth-faces" else ["train", "val", "test"]
     if name not in FACES:
@@ -136,15 +138,12 @@ def load_faces(
 
 
 def resized(landmarks: np.ndarray, size: Size, *, back: bool = False) -> np.ndarray:
-    """Points (..., 2) of the 218x178 image in pixels of the one that `fit` makes of it; back: the other way."""
+    """Points (..., 2) of the 218x178 image, in pixels of what `fit` makes of it; back: the reverse."""
     left, top, right, bottom = frame(synth.SIZE, size)
     corner, scale = np.array([left, top]), np.array([size[1] / (right - left), size[0] / (bottom - top)])
     if back:
         return (landmarks + 0.5) / scale + corner - 0.5
     return (landmarks + 0.5 - corner) * scale - 0.5
-
-
-# --- CelebA's files ---------------------------------------------------------------------------------------------------
 
 
 def _load(
@@ -199,8 +198,6 @@ def _load(
     )
 
 
-# --- the twin ---------------------------------------------------------------------------------------------------------
-
 Drawable = tuple[synth.Params, Sequence[str]]  # a face, and the parts to leave out of it
 ALONE = 32  # so few faces are drawn here: starting a process takes as long as drawing some twenty
 
@@ -243,7 +240,7 @@ def _mask_name(file: str) -> str:
 
 
 def _render(root: Path, split: str, size: Size, count: int, seed: int) -> FaceSet:
-    """The first `count` faces of a split as `write_faces` would write them, and as `_load` would read them back."""
+    """The first `count` faces of a split, as `write_faces` writes them and `_load` reads them back."""
     params = synth.scenes(count, split, seed)
     drawing = digest([(version(), 0, 0), (PIL.__version__, 0, 0)])  # drawn anew when what draws has changed
     key = f"synth-faces-{split}-rendered-{count}-seed{seed}-{size[0]}x{size[1]}"
@@ -273,8 +270,8 @@ def _render(root: Path, split: str, size: Size, count: int, seed: int) -> FaceSe
 def write_faces(folder: Path, counts: dict[str, int], seed: int) -> None:
     """Render faces into a new folder: CelebA's own files in celeba/, label maps in masks/, and params.jsonl.
 
-    masks/NNNNNN.png: a pixel's value is 1 + the index of the part seen there (`synth.PARTS`), or 0 off the person. Each
-    face is a person of its own, and the box in list_bbox_celeba.txt the whole image.
+    masks/NNNNNN.png: a pixel's value is 1 + the index of the part seen there (`synth.PARTS`), or 0 off the
+    person. Each face is a person of its own, and the box in list_bbox_celeba.txt the whole image.
     """
     celeba, masks = folder / "celeba", folder / "masks"
     folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ FOLDER, SIDE = "CelebAMask-HQ", 512
 ADDRESS = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA/CelebAMask_HQ.html"
 ELSEWHERE = f"put the folder {FOLDER} there, from {ADDRESS}"
 TITLES = ["idx", "orig_idx", "orig_file"]
-# the twin's name of each part and the files that make it up, in the order in which they are laid over each other
+# the twin's name of each part and the masks that make it up; later ones are laid over earlier ones
 PARTS = {
     "skin": ("skin",),
     "ears": ("l_ear", "r_ear"),
@@ -45,12 +45,14 @@ Files = dict[
 def with_masks(faces: FaceSet, root: str | Path | None = None) -> FaceSet:
     """Those faces of CelebA that CelebAMask-HQ has masks for, with their label maps.
 
-    The masks were drawn on crops framed otherwise; each is brought to its image by the similarity that takes both eyes and
-    the middle of the mouth's ends in the masks to the landmarks, so faces whose masks lack an eye or the mouth are left
-    out. `part_names` are the parts that the masks tell apart: `FaceSet.region` takes other attributes from the landmarks.
-    What the crop does not show counts as background.
+    The masks were drawn on crops framed otherwise; each is brought to its image by the similarity that
+    takes both eyes and the middle of the mouth's ends in the masks to the landmarks, so faces whose masks
+    lack an eye or the mouth are left out. `part_names` are the parts that the masks tell apart:
+    `FaceSet.region` takes other attributes from the landmarks. What the crop does not show counts as
+    background.
 
-    Raises FileNotFoundError when CelebAMask-HQ is not in root, ValueError when it is damaged or has none of the faces.
+    Raises FileNotFoundError when CelebAMask-HQ is not in root, ValueError when it is damaged or has none of
+    the faces.
     """
     if faces.name != "celeba" or faces.landmarks is None:
         raise ValueError(f"{FOLDER} has masks for celeba with its landmarks, not for {faces.name}")
@@ -85,7 +87,8 @@ def with_masks(faces: FaceSet, root: str | Path | None = None) -> FaceSet:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift (2, 3) that take points (K, 2) closest to others in the sense of least squares.
+    """The rotation, scale and shift (2, 3) that take points (K, 2) closest to others in the sense of least
+    squares.
 
     No reflection. In the plane Umeyama's solution (1991) is a line fitted in complex numbers: w = m z + c.
     """
@@ -109,7 +112,7 @@ def _numbers(file: Path) -> dict[str, int]:
 
 
 def _files(folder: Path, root: Path, wanted: set[int]) -> dict[int, Files]:
-    """The mask files of the wanted images, <folder>/*/NNNNN_<part>.png, if they have both eyes and a mouth."""
+    """Mask files <folder>/*/NNNNN_<part>.png of the wanted images that have both eyes and a mouth."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; {ELSEWHERE}")
     known = {file for files in PARTS.values() for file in files}
@@ -123,15 +126,15 @@ def _files(folder: Path, root: Path, wanted: set[int]) -> dict[int, Files]:
 
 
 def _label_map(root: Path, files: Files, landmarks: np.ndarray) -> Image.Image:
-    """Masks of one face laid over each other and brought to its 218x178 image; ValueError names a bad file."""
+    """The masks of one face as a label map of its 218x178 image; ValueError names a bad file."""
     masks = {}
     for part, (path, _, _) in files.items():
         try:
             masks[part] = decode(root / path, (SIDE, SIDE), None, "L")[0] > 127
-            if not masks[part].any():
-                raise ValueError("empty mask")
         except ValueError as error:
             raise ValueError(f"{path} ({error})") from None
+        if not masks[part].any():
+            raise ValueError(f"{path} (empty mask)")
     labels = np.zeros((SIDE, SIDE), np.uint8)
     for number, part in [(1 + NAMES.index(name), part) for name, parts in PARTS.items() for part in parts]:
         if part in masks:

@@ -18,43 +18,31 @@ from selib.pixels import normalize
 Indices = Sequence[int] | Tensor | slice
 
 
-def rasterize(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes int (B, 4) as x1, y1, x2, y2 with exclusive ends -> bool (B, H, W), True inside; size is (H, W)."""
-    x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
-    ys, xs = torch.arange(size[0]), torch.arange(size[1])
-    rows, columns = (ys >= y1) & (ys < y2), (xs >= x1) & (xs < x2)
-    return rows[:, :, None] & columns[:, None, :]
-
-
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop of the image padded by an eighth (reflected) and a random horizontal flip, each image its own.
+    """Random crop of the image padded by an eighth (reflected) and a random horizontal flip, each image its
+    own.
 
     images uint8 (B, 3, H, W) -> the same shape. An eighth of 32 is the 4 pixels usual for CIFAR.
     """
     count, _, height, width = images.shape
     py, px = height // 8, width // 8
-    # torch cannot reflect uint8: index rows and columns instead
-    rows = pad(torch.arange(height).float()[None, None], (py, py), mode="reflect").long().view(-1)
-    columns = pad(torch.arange(width).float()[None, None], (px, px), mode="reflect").long().view(-1)
-    top = torch.randint(2 * py + 1, (count,), generator=generator)
-    left = torch.randint(2 * px + 1, (count,), generator=generator)
+    padded = pad(images.float(), (px, px, py, py), mode="reflect").byte()  # torch cannot reflect uint8
+    tops = torch.randint(2 * py + 1, (count,), generator=generator).tolist()
+    lefts = torch.randint(2 * px + 1, (count,), generator=generator).tolist()
     flip = torch.rand(count, generator=generator) < 0.5
-    ys = rows[top[:, None] + torch.arange(height)]
-    xs = columns[left[:, None] + torch.arange(width)]
-    xs = torch.where(flip[:, None], xs.flip(1), xs)
-    cells = ys[:, :, None] * width + xs[:, None, :]
-    flat = cells.view(count, 1, -1).expand(-1, 3, -1)
-    return images.reshape(count, 3, -1).gather(2, flat).view_as(images)
+    places = zip(padded, tops, lefts, strict=True)
+    crops = torch.stack([image[:, y : y + height, x : x + width] for image, y, x in places])
+    return torch.where(flip[:, None, None, None], crops.flip(3), crops)
 
 
 @dataclass(eq=False, repr=False)
 class ImageSet(Dataset):
     """One split of an image classification set; also a torch Dataset.
 
-    images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64: class numbers (N,), or 0 and 1
-    for each of K attributes (N, K); classes: the names of the classes or attributes;
-    boxes int64 (N, 4) as x1, y1, x2, y2 in pixels, ends exclusive; masks bool (N, H, W), True on the object;
-    synthetic: True for a rendered twin. Raises ValueError when shapes, dtypes or values do not fit together.
+    images uint8 (N, 3, H, W), maybe memory-mapped: read, do not write; targets int64: class numbers (N,),
+    or 0 and 1 for each of K attributes (N, K); classes: the names of the classes or attributes; boxes int64
+    (N, 4) as x1, y1, x2, y2 in pixels, ends exclusive; masks bool (N, H, W), True on the object; synthetic:
+    True for a rendered twin. Raises ValueError when shapes, dtypes or values do not fit together.
     """
 
     name: str
@@ -129,7 +117,7 @@ class ImageSet(Dataset):
         return normalize(self.images[index]), target if self.multilabel else int(target)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch: float32 (B, 3, H, W), int64 (B,) or (B, K); needs `DataLoader(..., collate_fn=identity)`."""
+        """A batch, float32 (B, 3, H, W), int64 (B,) or (B, K), for `DataLoader(..., collate_fn=identity)`."""
         rows = torch.as_tensor(indices)
         return self.batch(rows), self.targets[rows]
 
@@ -138,14 +126,16 @@ class ImageSet(Dataset):
         return normalize(self.images[rows_of(indices)])
 
     def truth(self, indices: Indices) -> Tensor:
-        """Bool (B, H, W), True on the object: the masks, or else the boxes filled in. ValueError without either."""
+        """Bool (B, H, W), True on the object: masks, else the boxes filled in; ValueError without both."""
         rows = rows_of(indices)
         if self.masks is not None:
             return self.masks[rows]
-        if self.boxes is not None:
-            return rasterize(self.boxes[rows], self.size)
-        where = "localisation needs tiny-imagenet or synth-objects"
-        raise ValueError(f"{self.name} has neither masks nor boxes: {where}")
+        if self.boxes is None:
+            where = "localisation needs tiny-imagenet or synth-objects"
+            raise ValueError(f"{self.name} has neither masks nor boxes: {where}")
+        x1, y1, x2, y2 = (edge[:, None, None] for edge in self.boxes[rows].unbind(1))
+        ys, xs = torch.arange(self.size[0])[:, None], torch.arange(self.size[1])
+        return (ys >= y1) & (ys < y2) & (xs >= x1) & (xs < x2)
 
     def subset(self, indices: Indices) -> Self:
         """The chosen images, in that order, as a set of their own; all class names stay."""
@@ -163,8 +153,8 @@ class ImageSet(Dataset):
     def loader(self, batch_size: int = 128, *, train: bool = False, seed: int = 0) -> DataLoader:
         """Batches of float32 (B, 3, H, W) and int64 (B,), or (B, K) for attributes.
 
-        train=True: shuffled, augmented, last short batch dropped. Order and augmentation depend on seed and epoch alone;
-        `loader.dataset.set_epoch(e)` resumes a run where it was.
+        train=True: shuffled, augmented, last short batch dropped. Order and augmentation depend on seed and
+        epoch alone; `loader.dataset.set_epoch(e)` resumes a run where it was.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -209,6 +199,6 @@ class _Training(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
-        # keyed by the first index, not by a running count: the same batch whichever process or worker draws it
+        # keyed by the first index, not by a count: the batch is the same whichever process draws it
         images = self.base.augmented(rows, self.generator(int(rows[0])))
         return normalize(images), self.base.targets[rows]

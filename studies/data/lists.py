@@ -46,48 +46,46 @@ def read_table(
 ) -> Table:
     """Read lines of an image's name, some words and one whole number for each column.
 
-    titled: first come two lines more, as CelebA has them: the number of rows, and the columns. legal: the numbers that
-    may occur; names: the images that must be named, in this order. Without these two anything goes.
-    Raises FileNotFoundError without the file, ValueError with the first line that is wrong.
+    titled: first come two lines more, as CelebA has them: the number of rows, and the columns. legal: the
+    numbers that may occur; names: the images that must be named, in this order. Without these two anything
+    goes. Raises FileNotFoundError without the file, ValueError with the first line that is wrong.
     """
     lines = read_lines(file, remedy)
     first = 3 if titled else 1
     if titled:
-        count, titles, *rest = lines + [""] * (2 - len(lines))
-        if count.strip() != str(len(rest)):
-            refuse(file, 1, f"says {count.strip()[:80]!r} rows, and {len(rest)} follow", remedy)
+        count, titles, *body = lines + [""] * (2 - len(lines))
+        if count.strip() != str(len(body)):
+            refuse(file, 1, f"says {count.strip()[:80]!r} rows, and {len(body)} follow", remedy)
         follow(file, 2, titles.split(), columns, remedy)
     whole_row = re.compile(rf"\S+(\s+\S+){{{words}}}(\s+-?\d{{1,18}}){{{len(columns)}}}\s*")
-    seen: set[str] = set()
+    found: dict[str, str] = {}
     for number, line in enumerate(lines[first - 1 :], first):
         if not whole_row.fullmatch(line):
             wanted = ", ".join(["an image", *["a word"] * words, f"{len(columns)} whole numbers"])
             refuse(file, number, f"expected {wanted}, found {line[:80]!r}", remedy)
-        name = line.split(None, 1)[0]
-        if name in seen:
+        name, rest = line.split(None, 1)
+        if name in found:
             refuse(file, number, f"names {name} for the second time", remedy)
-        seen.add(name)
-    if not seen:
+        found[name] = rest
+    if not found:
         refuse(file, first, "holds no images", remedy)
-    rows = [line.split(None, 1 + words) for line in lines[first - 1 :]]
-    values = np.loadtxt(
-        [row[-1] for row in rows], np.int64, comments=None, ndmin=2
-    )  # quick: CelebA has 8 million
-    odd = np.argwhere(~np.isin(values, list(legal))) if legal else []
+    parts = [rest.split(None, words) for rest in found.values()]
+    # quick: CelebA has 8 million numbers
+    values = np.loadtxt([part[-1] for part in parts], np.int64, comments=None, ndmin=2)
+    odd = np.argwhere(~np.isin(values, list(legal)) & bool(legal))
     if len(odd):
-        row, column = odd[0]
+        row, column = odd[0].tolist()
         what = f"holds {values[row, column]}, not {' or '.join(map(str, legal))}"
-        refuse(file, first + int(row), what, remedy)
-    found = [row[0] for row in rows]
+        refuse(file, first + row, what, remedy)
     if names:
-        follow(file, first, found, names, remedy, rows=True)
-    return Table(found, [row[1:-1] for row in rows], values)
+        follow(file, first, list(found), names, remedy, rows=True)
+    return Table(list(found), [part[:-1] for part in parts], values)
 
 
 def follow(
     file: Path, line: int, found: Sequence[str], wanted: Sequence[str], remedy: str, rows: bool = False
 ) -> None:
-    """Raise ValueError unless what a line holds, or with rows=True the lines from there on, is what is wanted."""
+    """Raise ValueError unless the words of a line (rows=True: the names from that line on) are as wanted."""
     for place, (mine, its) in enumerate(zip_longest(found, wanted, fillvalue="nothing")):
         if mine != its:
             refuse(file, line + place * rows, f"found {mine}, expected {its}", remedy)

@@ -32,7 +32,7 @@ AGAIN = "unpack the archive again"
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds the data sets: the argument, else SELIB_DATA, else `data` in the study's base folder."""
+    """The folder that holds the data sets: the argument, else SELIB_DATA, else `data` in the base folder."""
     return Path(root if root is not None else os.environ.get("SELIB_DATA") or base() / "data")
 
 
@@ -45,7 +45,8 @@ def find(name: str, root: Path) -> Path | None:
 
 
 def available(name: str, root: str | Path | None = None) -> bool:
-    """Whether `load`, `load_faces` or `load_speakers` would find this set, whole or not: a twin always, rendered.
+    """Whether `load`, `load_faces` or `load_speakers` would find this set, whole or not: a twin always,
+    rendered.
 
     Raises ValueError for an unknown name.
     """
@@ -63,12 +64,13 @@ def load(
 ) -> ImageSet:
     """One split of cifar10, tiny-imagenet or synth-objects, fully checked.
 
-    split: "train" or "val" (CIFAR's test images are its "val"). root: the folder that holds the data sets (else
-    SELIB_DATA, else `data`). classes: keep the first so many in sorted order. limit: keep about that many images,
-    balanced over the classes, chosen by the seed. Images are decoded once, into `<root>/.cache`.
+    split: "train" or "val" (CIFAR's test images are its "val"). root: the folder that holds the data sets
+    (else SELIB_DATA, else `data`). classes: keep the first so many in sorted order. limit: keep about that
+    many images, balanced over the classes, chosen by the seed. Images are decoded once, into
+    `<root>/.cache`.
 
-    Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an argument is
-    out of range.
+    Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an
+    argument is out of range.
     """
     for others, reader in ((FACES, "load_faces"), (SPEAKERS, "load_speakers")):
         if name in others:
@@ -121,11 +123,8 @@ def _missing(name: str, root: Path) -> str:
     return f"{name}: not found in {root}; {remedy}"
 
 
-# --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
-
-
 def _load_tree(place: Path, root: Path, split: str) -> ImageSet:
-    """<place>/{train,test}/<class>/*.{jpg,png}, the same classes in both, the same number of images in each class."""
+    """<place>/{train,test}/<class>/*.{jpg,png}: the same classes in both, as many images in each class."""
     part = place / ("train" if split == "train" else "test")
     names = sorted({path.name for path in place.glob("*/[!.]*") if path.is_dir()})
     if not names:
@@ -155,18 +154,14 @@ def _load_binary(place: Path, split: str) -> ImageSet:
     records = np.concatenate(rows)
     targets = torch.from_numpy(records[:, 0].astype(np.int64))
     if int(targets.max()) >= len(names):
-        raise ValueError(
-            f"{place}: label {targets.max()}, but batches.meta.txt names {len(names)} classes; {AGAIN}"
-        )
+        what = f"label {targets.max()}, but batches.meta.txt names {len(names)} classes"
+        raise ValueError(f"{place}: {what}; {AGAIN}")
     images = np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32)
     return ImageSet("cifar10", split, torch.from_numpy(images), targets, names)
 
 
-# --- Tiny-ImageNet ----------------------------------------------------------------------------------------------------
-
-
 def _load_tiny(place: Path, root: Path, split: str) -> ImageSet:
-    """The official tree; `wnids.txt` says which classes count, so that a tree of any subset is complete in itself."""
+    """The official tree, or any subset of its classes: `wnids.txt` says which."""
     wnids = sorted(read_lines(place / "wnids.txt", AGAIN))
     if not wnids:
         raise ValueError(f"{place / 'wnids.txt'}: names no class; {AGAIN}")
@@ -196,7 +191,7 @@ def _load_tiny(place: Path, root: Path, split: str) -> ImageSet:
 
 
 def _read_boxes(file: Path, words: int) -> Table:
-    """A table of boxes x1, y1, x2, y2: both ends belong to the object in the file, the first alone in the table."""
+    """Boxes x1, y1, x2, y2: both ends are inclusive in the file; in the table x2 and y2 are exclusive."""
     table = read_table(file, ("x1", "y1", "x2", "y2"), AGAIN, words=words)
     starts, stops = table.values[:, :2], table.values[:, 2:]
     bad = ((starts < 0) | (starts > stops) | (stops > 63)).any(1)
@@ -208,17 +203,12 @@ def _read_boxes(file: Path, words: int) -> Table:
 
 
 def _readable(words: Path, wnids: list[str]) -> list[str]:
-    """The first name of every class in words.txt; with its wnid where two share one, the wnid alone where none."""
+    """The first name of each class in words.txt, with its wnid where two share it; else the wnid."""
     lines = [line.partition("\t") for line in read_lines(words, AGAIN)] if words.is_file() else []
     meaning = {wnid: text.split(",")[0].strip() for wnid, _, text in lines}
-    names = [meaning.get(wnid) or wnid for wnid in wnids]
-    shared = Counter(names)
-    return [
-        name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
-    ]
-
-
-# --- synth-objects ----------------------------------------------------------------------------------------------------
+    names = {wnid: meaning.get(wnid) or wnid for wnid in wnids}
+    shared = Counter(names.values())
+    return [name if shared[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()]
 
 
 def _rendered(split: str, limit: int | None, seed: int) -> ImageSet:
@@ -226,38 +216,32 @@ def _rendered(split: str, limit: int | None, seed: int) -> ImageSet:
 
 
 def _twin(split: str, images: np.ndarray, targets: np.ndarray, masks: np.ndarray) -> ImageSet:
-    pixels, labels, objects = (torch.from_numpy(array) for array in (images, targets, masks))
-    return ImageSet(
-        "synth-objects", split, pixels, labels, list(synth.CLASSES), masks=objects, synthetic=True
-    )
+    pixels, labels, parts = (torch.from_numpy(array) for array in (images, targets, masks))
+    return ImageSet("synth-objects", split, pixels, labels, list(synth.CLASSES), masks=parts, synthetic=True)
 
 
 def _load_twin(place: Path, root: Path, split: str) -> ImageSet:
     """What `write_synth` wrote; the lines of <split>.jsonl say which images there are, and their order."""
     remedy = f"delete {place} and run `studies data make synth-objects`"
     index = place / f"{split}.jsonl"
-    scenes = read_scenes(index, ("file", "class"), remedy)
-    for number, scene in enumerate(scenes, 1):
-        folder = str(scene["file"]).rpartition("/")[0]
-        if scene["class"] not in synth.CLASSES or folder != f"{split}/{scene['class']}":
-            refuse(index, number, f"{scene['file']} is not an image of the class {scene['class']}", remedy)
+    files = [scene["file"] for scene in read_scenes(index, ["file"], remedy)]
     arrays = []
     for above, key, mode in ((place, split, "RGB"), (place / "masks", f"{split}-masks", "P")):
         for name in synth.CLASSES:
-            names = [Path(scene["file"]).name for scene in scenes if scene["class"] == name]
-            compare(above / split / name, names, index.name, remedy)
-        files = listing(root, above, [scene["file"] for scene in scenes])
-        arrays.append(
-            decoded(root, f"synth-objects-{key}", files, remedy, (synth.SIZE, synth.SIZE), mode=mode)
-        )
-    targets = np.array([synth.CLASSES.index(scene["class"]) for scene in scenes])
+            mine = [Path(file).name for file in files if file.startswith(f"{split}/{name}/")]
+            compare(above / split / name, mine, index.name, remedy)
+        paths, size = listing(root, above, files), (synth.SIZE, synth.SIZE)
+        arrays.append(decoded(root, f"synth-objects-{key}", paths, remedy, size, mode=mode))
+    targets = np.array([synth.CLASSES.index(Path(file).parent.name) for file in files])
     return _twin(split, arrays[0], targets, arrays[1][:, 0] > 0)
 
 
 def write_synth(folder: Path, counts: dict[str, int], seed: int) -> None:
-    """Render scenes into a new folder: {train,val}/<class>/NNNNN.png, and their parameters in {train,val}.jsonl.
+    """Render scenes into a new folder: {train,val}/<class>/NNNNN.png, and their parameters in
+    {train,val}.jsonl.
 
-    masks/{train,val}/<class>/NNNNN.png: a pixel's value is 1 + the index of the part seen there (`synth.PARTS`), or 0.
+    masks/{train,val}/<class>/NNNNN.png: a pixel's value is 1 + the index of the part seen there
+    (`synth.PARTS`), or 0.
     """
     folder.mkdir(parents=True)
     for split, count in counts.items():

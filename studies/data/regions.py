@@ -7,10 +7,10 @@ from torch import Tensor
 
 from studies.twins import faces as synth
 
-# The attributes of a place and its edges on both halves of a face: from, to, top, bottom. Across, 1 is the distance of the
-# eyes, counted from the middle between them to either side; down, 1 is the way from that middle to the middle of the mouth.
-# The edges were set by hand round the parts of rendered faces, with a margin; tests/studies/test_celeba.py measures how much
-# of each part they hold.
+# The attributes of a place, and its edges on both halves of a face: from, to, top, bottom. Across, 1 is the
+# distance of the eyes, counted from the middle between them to either side; down, 1 is the way from there to
+# the middle of the mouth. The edges were set by hand round the parts of rendered faces, with a margin;
+# tests/studies/test_celeba.py measures how much of each part they hold.
 PLACES: dict[str, tuple[list[str], list[tuple[float, float, float, float]]]] = {
     "eyes": (["Narrow_Eyes"], [(0.15, 0.85, -0.3, 0.2)]),
     "under the eyes": (["Bags_Under_Eyes"], [(0.2, 0.8, 0.12, 0.45)]),
@@ -42,9 +42,9 @@ WHERE = {attribute: _PLACE_OF[attribute] for attribute in synth.REGIONS}  # in C
 def landmark_region(attribute: str, landmarks: Tensor, size: tuple[int, int]) -> Tensor:
     """Where an attribute is looked for, given the five landmarks alone: bool (B, H, W).
 
-    landmarks float (B, 5, 2) as in `FaceSet`; size: H, W. The region is one or two boxes of `PLACES`, turned, scaled and
-    sheared with the face: a pixel belongs to it when its centre does. It says where the part would be, not that it is
-    there. Raises ValueError for an attribute of the whole face.
+    landmarks float (B, 5, 2) as in `FaceSet`; size: H, W. The region is one or two boxes of `PLACES`,
+    turned, scaled and sheared with the face: a pixel belongs to it when its centre does. It says where the
+    part would be, not that it is there. Raises ValueError for an attribute of the whole face.
     """
     check_localised(attribute)
     points = landmarks.double()

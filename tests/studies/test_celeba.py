@@ -1,4 +1,4 @@
-"""CelebA's files as the twin writes them: read as torchvision reads them, refused when damaged, decoded once."""
+"""CelebA's files as the twin writes them: read as torchvision does, refused when damaged, decoded once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_training_mirrors_aligned_faces_and_leaves_them_in_place(tmp_path: Path)
     assert bool((kept | mirrored).all()) and bool(kept.any()) and bool(mirrored.any())
 
 
-# --- the files are CelebA's -------------------------------------------------------------------------------------------
+# --- the files are CelebA's -----------------------------------------------------------------------
 
 
 def test_torchvision_reads_what_we_write_and_sees_what_we_see(
@@ -177,7 +177,7 @@ def test_the_seed_decides(made: Path, tmp_path: Path) -> None:
     assert one.fingerprint != two.fingerprint
 
 
-# --- the set ----------------------------------------------------------------------------------------------------------
+# --- the set --------------------------------------------------------------------------------------
 
 
 def test_size_scales_pixels_and_landmarks_alike(made: Path) -> None:
@@ -255,7 +255,7 @@ def test_missing_data_names_the_remedy(tmp_path: Path) -> None:
     assert available("synth-faces", tmp_path) and not available("celeba", tmp_path)
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 def test_second_load_decodes_and_draws_nothing(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_limit_decodes_only_what_it_keeps(real: Path, monkeypatch: pytest.Monkey
     )
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
 BAD, GONE = ValueError, FileNotFoundError
@@ -419,7 +419,7 @@ def test_damaged_twin_is_refused(twin: Path, damage: Damage, error: type[Excepti
         load_faces("synth-faces", root=twin)
 
 
-# --- regions ----------------------------------------------------------------------------------------------------------
+# --- regions --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -482,7 +482,7 @@ def test_landmark_regions_move_and_grow_with_the_face(
 
 
 def test_landmark_region_by_hand() -> None:
-    """Eyes 20 apart, mouth 20 below: the mouth's box is |x - 40| <= 11.6, 16.4 <= y - 30 <= 31; then turned by 90 degrees."""
+    """Eyes 20 apart, mouth 20 below: its box is |x - 40| <= 11.6, 16.4 <= y - 30 <= 31; then turned 90°."""
     upright = torch.tensor([[[30.0, 30], [50, 30], [40, 40], [33, 50], [47, 50]]])
     region = landmark_region("Smiling", upright, (80, 80))[0]
     rows, columns = torch.nonzero(region).unbind(1)
@@ -498,7 +498,7 @@ def test_landmark_region_by_hand() -> None:
     assert not landmark_region("Smiling", flat, (80, 80)).any()
 
 
-# --- CelebAMask-HQ ----------------------------------------------------------------------------------------------------
+# --- CelebAMask-HQ --------------------------------------------------------------------------------
 
 
 @given(
@@ -542,7 +542,8 @@ TWIN_TO_HQ = {"bangs": "hair", "necktie": "cloth"} | {
 
 
 def as_hq(faces: FaceSet, mouth: bool) -> FaceSet:
-    """The twin with labels as CelebAMask-HQ tells parts apart, and eyes (and mouth) that lie exactly on the landmarks.
+    """The twin with labels as CelebAMask-HQ tells parts apart, and eyes (and mouth) that lie exactly on the
+    landmarks.
 
     The twin's own eyes include the lids.
     """
@@ -566,7 +567,7 @@ def as_hq(faces: FaceSet, mouth: bool) -> FaceSet:
 
 
 def write_hq(root: Path, faces: FaceSet) -> None:
-    """Label maps as CelebAMask-HQ would hold them: turned by 8 degrees, twice as large, a file for each part."""
+    """Label maps as CelebAMask-HQ holds them: turned by 8 degrees, twice as large, a file for each part."""
     assert faces.parts is not None
     place = root / "CelebAMask-HQ"
     back = np.linalg.inv(np.vstack([INTO_HQ, [0, 0, 1]]))[:2].ravel().tolist()
@@ -616,7 +617,7 @@ def overlaps(found: FaceSet, truth: FaceSet) -> list[float]:
 
 @pytest.fixture(scope="session")
 def hq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FaceSet]:
-    """A root with celeba and CelebAMask-HQ for the first eight training images; and these with the true label maps."""
+    """A root with celeba and CelebAMask-HQ for some training images; and these with the true label maps."""
     root = tmp_path_factory.mktemp("hq")
     celeba.write_faces(root / "synth-faces", {"train": 10, "val": 1, "test": 1}, seed=0)
     shutil.copytree(root / "synth-faces" / "celeba", root / "celeba")
@@ -695,7 +696,7 @@ def test_hq_masks_are_read_once_and_strictly(
         with_masks(faces, tmp_path)
 
 
-# --- catalog and command line -----------------------------------------------------------------------------------------
+# --- catalog and command line ---------------------------------------------------------------------
 
 
 def test_command_line_makes_checks_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -726,24 +727,9 @@ def test_check_wants_the_whole_of_celeba(real: Path, monkeypatch: pytest.MonkeyP
         catalog.check("synth-faces", real)
 
 
-def test_make_refuses_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="'celeba' cannot be made"):
-        catalog.make("celeba", tmp_path)
-    with pytest.raises(ValueError, match="count must be at least 1, not 0"):
-        catalog.make("synth-faces", tmp_path, 0)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(synth, "draw", stop)
-    with pytest.raises(KeyboardInterrupt):
-        catalog.make("synth-faces", tmp_path, 4)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.fixture
 def drive(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that plays Google Drive: `gdown.download` fetches from it; torchvision's list says what is whole."""
+    """A folder that plays Google Drive: `gdown.download` fetches from it, torchvision knows its MD5s."""
     source = tmp_path / "drive"
     source.mkdir()
     with zipfile.ZipFile(source / "img_align_celeba.zip", "w") as archive:
@@ -792,12 +778,12 @@ def test_get_celeba_keeps_what_is_whole_and_what_is_the_users(
 ) -> None:
     whole = gdown.download
 
-    def download(url: str, output: str, **rest: object) -> None:
+    def download(url: str, output: str, *, resume: bool) -> None:
         if named(url).endswith(".zip"):
             Path(f"{output}abcd1234.part").write_bytes(b"PK")
             answer(Path(output))
         else:
-            whole(url, output, **rest)
+            whole(url, output, resume=resume)
 
     monkeypatch.setattr(gdown, "download", download)
     place = tmp_path / "root" / "celeba"
