@@ -1,16 +1,15 @@
 """Rival methods, and the controls every table needs, all behind one call: (images, targets) -> heatmaps.
 
 An :data:`Explainer` takes images float (B, C, H, W) and targets int64 (B,) and returns heatmaps float32
-(B, H, W) in [0, 1]: negative values are cut off, then each map is resized bicubically to the images and scaled.
-It runs the model in evaluation mode and leaves it as it was.
+(B, H, W) in [0, 1]: negative values are cut off, then each map is resized to the images and scaled. It runs
+the model in evaluation mode and leaves it as it was.
 
-``layer`` is a module of the model or its name; its output must be a map (B, C, h, w). In a model with an SE
+``layer`` is a module of the model or its name, whose output is a map (B, C, h, w). In a model with an SE
 block it is usually ``block.features``, which is F, the map before the gates.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +27,7 @@ Explainer = Callable[[Tensor, Tensor], Tensor]
 Layer = nn.Module | str
 
 
-# ---- the CAM family: f is the map, g the gradient of the target's logit there -------------------------------
+# ---- formulas: f is the map, g the gradient of the target's logit there ------------------------------------
 
 
 def _grad_cam_plus_plus(f: Tensor, g: Tensor) -> Tensor:
@@ -36,26 +35,17 @@ def _grad_cam_plus_plus(f: Tensor, g: Tensor) -> Tensor:
     return weighted_sum(f, (alpha * g.relu()).sum((2, 3)))
 
 
-GRADIENT_CAMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Grad-CAM": lambda f, g: weighted_sum(f, g.mean((2, 3))),  # Selvaraju et al., 2017
-    "Grad-CAM++": _grad_cam_plus_plus,  # Chattopadhay et al., 2018
-    "HiResCAM": lambda f, g: (g * f).sum(1),  # Draelos and Carin, 2020
-    "LayerCAM": lambda f, g: (g.relu() * f).sum(1),  # Jiang et al., 2021
-    "XGrad-CAM": lambda f, g: weighted_sum(
-        f, (g * f).sum((2, 3)) / (f.sum((2, 3)) + 1e-8)
-    ),  # Fu et al., 2020
-}
+def _xgrad_cam(f: Tensor, g: Tensor) -> Tensor:
+    return weighted_sum(f, (g * f).sum((2, 3)) / (f.sum((2, 3)) + 1e-8))
 
 
 def _eigen_cam(f: Tensor) -> Tensor:
-    """The projection of F, centred, on its first principal component over the positions.
-
-    Its sign is left to chance: the larger extreme is taken as the object (Seg-Eigen-CAM, 2025, equation 13).
-    """
+    """The projection of F, centred, on its first principal component over the positions."""
     positions = f.float().flatten(2)
     centred = positions - positions.mean(2, keepdim=True)
     _, values, directions = torch.linalg.svd(centred, full_matrices=False)
     maps = (values[:, :1] * directions[:, 0]).unflatten(1, f.shape[2:])
+    # The sign is left to chance: the larger extreme is the object (Seg-Eigen-CAM, 2025, equation 13).
     upside_down = maps.amax((1, 2), keepdim=True) < -maps.amin((1, 2), keepdim=True)
     return torch.where(upside_down, -maps, maps)
 
@@ -66,48 +56,53 @@ def _fem(f: Tensor) -> Tensor:
     return weighted_sum(f, (f > limit).float().mean((2, 3)))
 
 
-MAP_CAMS: dict[str, Callable[[Tensor], Tensor]] = {
+OF_GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Grad-CAM": lambda f, g: weighted_sum(f, g.mean((2, 3))),  # Selvaraju et al., 2017
+    "Grad-CAM++": _grad_cam_plus_plus,  # Chattopadhay et al., 2018
+    "HiResCAM": lambda f, g: (g * f).sum(1),  # Draelos and Carin, 2020
+    "LayerCAM": lambda f, g: (g.relu() * f).sum(1),  # Jiang et al., 2021
+    "XGrad-CAM": _xgrad_cam,  # Fu et al., 2020
+}
+OF_MAP: dict[str, Callable[[Tensor], Tensor]] = {
     "Eigen-CAM": _eigen_cam,  # Muhammad and Yeasin, 2020
     "FEM": _fem,  # Fuad et al., 2020
 }
+
+
+# ---- methods -----------------------------------------------------------------------------------------------
 
 
 def cams(model: nn.Module, layer: Layer, *, batch_size: int = 256) -> dict[str, Explainer]:
     """The CAM family at one layer, by name.
 
     Score-CAM and Ablation-CAM run the model once for every channel, ``batch_size`` images at a time.
-
-    Raises:
-        ValueError: if the layer is not part of the model.
     """
     model = bare(model)
     module = _find(model, layer)
 
     def by_gradient(formula: Callable[[Tensor, Tensor], Tensor]) -> Explainer:
         def explain(images: Tensor, targets: Tensor) -> Tensor:
-            return formula(
-                *_map_and_gradient(
-                    model, module, images, lambda logits: logits.gather(1, targets[:, None]).sum()
-                )
-            )
+            def score(logits: Tensor) -> Tensor:
+                return logits.gather(1, targets[:, None]).sum()
+
+            return formula(*_map_and_gradient(model, module, images, score))
 
         return _finish(explain)
 
-    def by_map(formula: Callable[[Tensor], Tensor]) -> Explainer:
-        return _finish(lambda images, targets: formula(features_of(model, module, images)[0]))
+    found = {name: by_gradient(formula) for name, formula in OF_GRADIENT.items()}
+    found["Score-CAM"] = _score_cam(model, module, batch_size)
+    found["Ablation-CAM"] = _ablation_cam(model, module, batch_size)
+    return found | {name: _of_map(model, module, formula) for name, formula in OF_MAP.items()}
 
-    return {
-        **{name: by_gradient(formula) for name, formula in GRADIENT_CAMS.items()},
-        "Score-CAM": _score_cam(model, module, batch_size),
-        "Ablation-CAM": _ablation_cam(model, module, batch_size),
-        **{name: by_map(formula) for name, formula in MAP_CAMS.items()},
-    }
+
+def _of_map(model: nn.Module, module: nn.Module, formula: Callable[[Tensor], Tensor]) -> Explainer:
+    return _finish(lambda images, targets: formula(features_of(model, module, images)[0]))
 
 
 def _map_and_gradient(
     model: nn.Module, module: nn.Module, inputs: Any, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The module's output and the gradient of ``score(logits)`` there, of what follows the module only."""
+    """The module's output and the gradient of ``score(logits)`` there; what comes before has no graph."""
     seen: list[Tensor] = []
 
     def start_here(m: nn.Module, args: Any, output: Any) -> Tensor:
@@ -121,14 +116,14 @@ def _map_and_gradient(
 
 
 def _by_channel(logit: Callable[[Tensor, Tensor], Tensor], features: Tensor, batch_size: int) -> Tensor:
-    """``logit`` of all pairs of image and channel, given as index tensors, in batches: (B, C)."""
-    pairs = torch.arange(len(features) * features.shape[1], device=features.device)
-    found = [logit(p // features.shape[1], p % features.shape[1]) for p in pairs.split(batch_size)]
-    return torch.cat(found).view(features.shape[:2])
+    """``logit`` of every pair of image and channel, given as two index tensors, in batches: (B, C)."""
+    count = features.shape[1]
+    pairs = torch.arange(len(features) * count, device=features.device)
+    return torch.cat([logit(p // count, p % count) for p in pairs.split(batch_size)]).view(-1, count)
 
 
 def _score_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Explainer:
-    """Wang et al., 2020: channels weighted by the softmax of the target's logit with each one's map as a mask."""
+    """Wang et al., 2020: channels weighted by the softmax of the logits of images masked by their maps."""
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         features, _ = features_of(model, module, images)
@@ -146,7 +141,7 @@ def _score_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Explaine
 
 
 def _ablation_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Explainer:
-    """Desai and Ramaswamy, 2020, equation 3: channels weighted by the fall of the target's logit without them.
+    """Desai and Ramaswamy, 2020, equation 3: channels weighted by the fall of the logit without them.
 
     The paper's division by the logit is left out: it scales the map, or turns it over where the logit is < 0.
     """
@@ -167,16 +162,11 @@ def _ablation_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Expla
 
 
 def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str, target: int = 0) -> Tensor:
-    """Grad-CAM of one clip, (T, H, W): one weight a channel, for the sum of the target's logits over the frames.
-
-    Args:
-        inputs: {stream: (1, T, …)}, as the model takes it.
-        stream: whose SE block stands behind the map that is shown.
-    """
+    """Grad-CAM of a stream of one clip {stream: (1, T, …)}: (T, H, W), a channel has one weight."""
     module = attached(model)[stream].features
     with torch.backends.cudnn.flags(
         enabled=False
-    ):  # cuDNN differentiates no recurrent layer in evaluation mode
+    ):  # it differentiates recurrent layers in training mode only
         f, g = _map_and_gradient(model, module, inputs, lambda logits: logits[..., target].sum())
     maps = weighted_sum(f, g.flatten(2).mean(2)).relu()
     return normalize(resize(maps, inputs[stream].shape[1:]))[0]
@@ -191,9 +181,9 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16) -> Explainer:
     points, weights = np.polynomial.legendre.leggauss(steps)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros_like(images)
-        for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            with torch.inference_mode(False), evaluating(model), torch.enable_grad():
+        with torch.inference_mode(False), evaluating(model), torch.enable_grad():
+            total = torch.zeros_like(images)
+            for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
                 x = (float(point) * images.clone()).requires_grad_()
                 logits = logits_of(model(x)).gather(1, targets[:, None])
                 total += float(weight) * torch.autograd.grad(logits.sum(), x)[0]
@@ -202,11 +192,11 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16) -> Explainer:
     return _finish(explain)
 
 
-# ---- controls ----------------------------------------------------------------------------------------------
+# ---- controls: what a map must beat to have said anything --------------------------------------------------
 
 
 def controls(model: nn.Module, layer: Layer, *, count: int, seed: int = 0) -> dict[str, Explainer]:
-    """What a map must beat to have said anything: noise, the centre, all channels alike, ``count`` random ones."""
+    """Noise, the centre, all channels alike, and ``count`` random channels."""
     return {
         "uniform noise": uniform_noise(seed),
         "centre prior": centre_prior,
@@ -216,7 +206,7 @@ def controls(model: nn.Module, layer: Layer, *, count: int, seed: int = 0) -> di
 
 
 def uniform_noise(seed: int = 0, *, cells: int = 8) -> Explainer:
-    """Uniform values on a grid of ``cells`` × ``cells``, as coarse as a feature map, by seed and image."""
+    """Uniform values on ``cells`` × ``cells``, as coarse as a feature map, by the seed and the image."""
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         return torch.stack([torch.rand(cells, cells, generator=generator_of(seed, x)) for x in images])
@@ -226,18 +216,17 @@ def uniform_noise(seed: int = 0, *, cells: int = 8) -> Explainer:
 
 def centre_prior(images: Tensor, targets: Tensor) -> Tensor:
     """A Gaussian at the centre, its σ a quarter of each side: where photographers put the object."""
-    rows, columns = (
-        (torch.arange(n, device=images.device) - (n - 1) / 2) * (4 / n) for n in images.shape[2:]
-    )
+    height, width = images.shape[2:]
+    rows = (torch.arange(height, device=images.device) - (height - 1) / 2) * (4 / height)
+    columns = (torch.arange(width, device=images.device) - (width - 1) / 2) * (4 / width)
     hill = torch.exp(-0.5 * (rows[:, None].square() + columns.square()))
-    return normalize(hill.expand(len(images), *images.shape[2:]))
+    return normalize(hill.expand(len(images), height, width))
 
 
 def mean_of_channels(model: nn.Module, layer: Layer) -> Explainer:
     """The mean of all channels of the feature map: what it shows before any method has weighted it."""
     model = bare(model)
-    module = _find(model, layer)
-    return _finish(lambda images, targets: features_of(model, module, images)[0].float().mean(1))
+    return _of_map(model, _find(model, layer), lambda f: f.float().mean(1))
 
 
 def random_channels(model: nn.Module, layer: Layer, count: int, seed: int = 0) -> Explainer:
@@ -250,9 +239,9 @@ def random_channels(model: nn.Module, layer: Layer, count: int, seed: int = 0) -
         channels = features.shape[1]
         if not 1 <= count <= channels:
             raise ValueError(f"count={count} random channels of a layer that has {channels}")
-        orders = [torch.randperm(channels, generator=generator_of(seed, image)) for image in images]
-        chosen = torch.stack(orders)[:, :count].to(features.device)
-        return features.float().take_along_dim(chosen[:, :, None, None], 1).mean(1)
+        drawn = [torch.randperm(channels, generator=generator_of(seed, x))[:count] for x in images]
+        chosen = torch.stack(drawn).to(features.device)[:, :, None, None]
+        return features.float().take_along_dim(chosen, 1).mean(1)
 
     return _finish(explain)
 
@@ -267,34 +256,6 @@ def generator_of(seed: int, image: Tensor) -> torch.Generator:
 # ---- one way in, one way out -------------------------------------------------------------------------------
 
 
-def _finish(raw: Explainer) -> Explainer:
-    def explain(images: Tensor, targets: Tensor) -> Tensor:
-        maps = raw(images.detach(), targets.to(images.device)).detach().to(images.device).float().relu()
-        return normalize(resize(maps, images.shape[2:]))
-
-    return explain
-
-
-def _find(model: nn.Module, layer: Layer) -> nn.Module:
-    modules = dict(model.named_modules())
-    if isinstance(layer, str) and layer in modules:
-        return modules[layer]
-    if isinstance(layer, nn.Module) and layer in modules.values():
-        return layer
-    name = layer if isinstance(layer, str) else type(layer).__name__
-    close = ", ".join(difflib.get_close_matches(name, modules, cutoff=0.3)) or "none"
-    raise ValueError(
-        f"layer={name} is not part of the model: pass one of its modules, or a name; close: {close}"
-    )
-
-
-def _checked(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim not in (4, 5):  # 5 of a clip
-        what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the layer's output must be a map (B, C, h, w), got {what}: name another layer")
-    return output
-
-
 def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's output (B, C, h, w) and the logits (B, K) of one forward pass."""
     seen: list[Tensor] = []
@@ -305,3 +266,27 @@ def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor,
     with evaluating(model), hooked((_find(model, layer), keep)):
         logits = logits_of(model(images))
     return seen[0], logits
+
+
+def _find(model: nn.Module, layer: Layer) -> nn.Module:
+    modules = dict(model.named_modules())
+    found = modules.get(layer) if isinstance(layer, str) else layer
+    if found is None or found not in modules.values():
+        name = layer if isinstance(layer, str) else type(layer).__name__
+        raise ValueError(f"layer={name} is not part of the model: pass one of its modules, or its name")
+    return found
+
+
+def _checked(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim not in (4, 5):  # 5 of a clip
+        what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the layer's output must be a map (B, C, h, w), got {what}: name another layer")
+    return output
+
+
+def _finish(raw: Explainer) -> Explainer:
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        maps = raw(images.detach(), targets.to(images.device)).detach().to(images.device).float().relu()
+        return normalize(resize(maps, images.shape[2:]))
+
+    return explain

@@ -154,7 +154,7 @@ def _build(
         except ValueError as error:
             refusals.append(f"{plugin.name}: {error}")
     raise ValueError(
-        f"architecture={architecture!r} is unknown ({'; '.join(refusals)}): install the package that builds it"
+        f"architecture={architecture!r} is unknown ({'; '.join(refusals)}): install what builds it"
     )
 
 

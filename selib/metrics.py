@@ -118,10 +118,10 @@ def _last_of_run(values: Tensor) -> Tensor:
 
 
 def frame_average_precision(scores: Tensor, labels: Tensor) -> float:
-    """The mAP of AVA-ActiveSpeaker and WASD, in (0, 1]: AP = Σ_n (R_n - R_{n-1}) max_{m ≥ n} P_m over all frames.
+    """The mAP of AVA-ActiveSpeaker and WASD over all frames: Σ_n (R_n - R_{n-1}) max_{m ≥ n} P_m, in (0, 1].
 
-    As ActivityNet's get_ava_active_speaker_performance, but frames of equal score count as one step; there they
-    go in the order of the file. Scores are finite, in any unit, labels 0 or 1, of the same shape.
+    As ActivityNet's get_ava_active_speaker_performance, but frames of equal score count as one step; there
+    they go in the order of the file. Scores are finite, in any unit, labels 0 or 1, of the same shape.
     """
     if scores.shape != labels.shape:
         raise ValueError(

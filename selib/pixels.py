@@ -23,7 +23,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """Float (..., 3, H, W) as `normalize` makes them -> uint8 of the same shape; values out of range are clipped."""
+    """Float (..., 3, H, W) as `normalize` makes them -> uint8 of the same shape, clipped to 0..255."""
     if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] != 3:
         raise TypeError(
             f"denormalize takes float images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"

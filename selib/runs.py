@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,12 @@ from selib.checkpoint import describe_blocks, load_weights, read, write
 from selib.forward import bare, tensors
 
 
+@dataclass(frozen=True)
 class Run:
-    """The run of :func:`selib.fit` in a folder, told from others by its settings, data and initial weights."""
+    """The run of :func:`selib.fit` in a folder, told from others by what ``decides`` how it ends."""
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        model: nn.Module,
-        train: Iterable[Any],
-        val: Iterable[Any] | None,
-        settings: dict[str, Any],
-    ) -> None:
-        self.folder = Path(folder)
-        self.path = self.folder / "state.safetensors"
-        self.known = settings | {
-            "training data": data_fingerprint(train),
-            "validation data": None if val is None else data_fingerprint(val),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "parameters that learn": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "initial weights": fingerprint(model),
-        }
+    folder: Path
+    decides: dict[str, Any]
 
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, float]]
@@ -46,7 +32,8 @@ class Run:
         kept = {f"model.{name}": value for name, value in bare(model).state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             kept |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-        write(self.path, kept, {"history": json.dumps(history), "settings": json.dumps(self.known)})
+        metadata = {"history": json.dumps(history), "settings": json.dumps(self.decides)}
+        write(self.folder / "state.safetensors", kept, metadata)
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
@@ -55,20 +42,17 @@ class Run:
         Raises:
             ValueError: if the folder holds another run.
         """
-        if not self.path.exists():
+        path = self.folder / "state.safetensors"
+        if not path.exists():
             return []
-        kept, metadata = read(self.path)
+        kept, metadata = read(path)
         before = json.loads(metadata.get("settings", "{}"))
-        changed = [
-            f"{name} was {before.get(name, 'not recorded')}, now {value}"
-            for name, value in self.known.items()
-            if name not in before or before[name] != value
-        ]
+        then = {name: before.get(name, "not recorded") for name in self.decides}
+        changed = [f"{k} was {then[k]}, now {now}" for k, now in self.decides.items() if then[k] != now]
         if changed:
-            raise ValueError(
-                f"{self.folder} holds another run ({'; '.join(changed)}): remove it, or pass another out="
-            )
-        load_weights(model, self.path, prefix="model.")
+            what = "; ".join(changed)
+            raise ValueError(f"{self.folder} holds another run ({what}): remove it, or pass another out=")
+        load_weights(model, path, prefix="model.")
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in kept.items():
             if key.startswith("optimizer."):
@@ -79,6 +63,18 @@ class Run:
         return history
 
 
+def start(model: nn.Module, train: Iterable[Any], val: Iterable[Any] | None) -> dict[str, Any]:
+    """What a run starts from, by the names that an error gives it."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "training data": data_fingerprint(train),
+        "validation data": None if val is None else data_fingerprint(val),
+        "parameters": sum(size for size, _ in sizes),
+        "parameters that learn": sum(size for size, learns in sizes if learns),
+        "initial weights": fingerprint(model),
+    }
+
+
 def fingerprint(model: nn.Module, *decisions: object) -> str:
     """16 hex digits over a model's weights and SE blocks, and the ``repr`` of whatever else is given."""
     return _digest(bare(model).state_dict(), describe_blocks(model), decisions)
@@ -87,20 +83,20 @@ def fingerprint(model: nn.Module, *decisions: object) -> str:
 def data_fingerprint(loader: Iterable[Any]) -> str:
     """16 hex digits over what a loader yields, and in what batches.
 
-    They come from its dataset's ``fingerprint``, or from the first two batches where it has none. Give one to a
-    dataset whose samples are random by other means than torch's generator.
+    They come from its dataset's ``fingerprint``, or from the first two batches where it has none. Give one to
+    a dataset whose samples are random by other means than torch's generator.
     """
     dataset: Any = getattr(loader, "dataset", None)
-    batching = [getattr(loader, name, None) for name in ("batch_size", "drop_last")]
-    batching += [len(loader), type(getattr(loader, "sampler", None)).__name__]  # type: ignore[arg-type]
+    order = type(getattr(loader, "sampler", None)).__name__
+    batches = (len(loader), getattr(loader, "batch_size", None), order)  # type: ignore[arg-type]
     known = getattr(dataset, "fingerprint", None)
     if known is not None:
-        return _digest(None, known, batching)
+        return _digest(None, known, batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for part in (dataset, loader):
             getattr(part, "set_epoch", lambda epoch: None)(0)
-        return _digest(list(islice(loader, 2)), batching)
+        return _digest(list(islice(loader, 2)), batches)
 
 
 def _digest(holds: Any, *decisions: object) -> str:

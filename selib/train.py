@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from selib.attach import attached
 from selib.forward import Task, bare, call, check_task, decisions, evaluating, hooked, logits_of, to_device
 from selib.metrics import ranked_precision
-from selib.runs import Run
+from selib.runs import Run, start
 
 Precision = Literal["float32", "bf16"]
 PRECISION: Precision = "float32"  # of training, unless `fit` is told otherwise; for results files
@@ -27,11 +28,7 @@ DECAY = {"sgd": 5e-4, "adamw": 0.02}
 
 
 def accelerator(device: str = "auto") -> Accelerator:
-    """The accelerator for ``device``: "cpu", "cuda", or "auto" for a GPU where there is one.
-
-    Raises:
-        ValueError: for an unknown device, or "cuda" where there is none.
-    """
+    """The accelerator for ``device``: "cpu", "cuda", or "auto" for a GPU where there is one."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f'device={device!r} is unknown: use "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
@@ -81,9 +78,7 @@ def fit(
 
     Returns:
         One dict per epoch: epoch, loss, seconds, and of ``val`` what :func:`evaluate` says, as val_accuracy …
-
-    Raises:
-        ValueError: a loss that is not finite, another run in ``out``, an unknown argument.
+        ValueError for a loss that is not finite, another run in ``out``, or an unknown argument.
     """
     lr = PEAK.get(optimizer, 0.0) if lr is None else lr
     settings = _Settings(epochs, optimizer, lr, task, gate_sparsity, auxiliary, seed, precision)
@@ -121,7 +116,10 @@ def _train(
     progress: bool,
 ) -> list[dict[str, float]]:
     """All epochs, but for those that the run in ``out`` has behind it."""
-    run = Run(out, model, train, val, asdict(settings) | {"processes": acc.num_processes}) if out else None
+    run = None
+    if out:
+        decides = asdict(settings) | {"processes": acc.num_processes} | start(model, train, val)
+        run = Run(Path(out), decides)
     optimizer = _optimizer(model, settings)
     wrapped, stepper, loader = acc.prepare(model, optimizer, train)
     try:
@@ -220,8 +218,8 @@ def _rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Frames as a row each: logits (B, T, K) or (B·T, K) and targets (B, T, …) -> (B·T, K) and (B·T, …)."""
     if logits.ndim == 3 and targets.shape[:2] != logits.shape[:2]:
         raise ValueError(
-            f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}: the model answers once a "
-            "frame, (B, T, …)"
+            f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}: the model answers once "
+            "a frame, (B, T, …)"
         )
     flat = targets.ndim > 1 and len(targets) != len(logits) == targets.shape[:2].numel()
     if logits.ndim == 3 or flat:
@@ -229,15 +227,15 @@ def _rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logits.flatten(0, -2), targets
 
 
-def _columns(targets: Tensor, logits: Tensor) -> Tensor:
-    """Targets (N,) of a single output as (N, 1)."""
-    return targets[:, None] if targets.ndim == 1 and logits.shape[1] == 1 else targets
+def _columns(targets: Tensor) -> Tensor:
+    """Targets (N, K), or (N,) of a single output, as (N, K)."""
+    return targets.reshape(len(targets), -1)
 
 
 def _loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
     logits, targets = _rows(logits.float(), targets)
     if task == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, _columns(targets, logits).float())
+        return F.binary_cross_entropy_with_logits(logits, _columns(targets).float())
     return F.cross_entropy(logits, targets)
 
 
@@ -248,8 +246,8 @@ def _loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
 def predict(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
     """Logits (N, K) float32 and targets (N, …) of a whole loader, on the CPU, in the loader's order.
 
-    The model runs where it is, in evaluation mode. If it answers once a frame, every frame is a row, clip after
-    clip; clips may differ in length from batch to batch.
+    The model runs where it is, in evaluation mode. If it answers once a frame, every frame is a row, clip
+    after clip; clips may differ in length from batch to batch.
     """
     place = next(iter(model.parameters())).device
     outputs, answers = [], []
@@ -276,7 +274,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task = "multiclas
     loss = float(_loss(logits, targets, task))
     if task == "multiclass":
         return {"accuracy": float((decisions(logits, task) == targets).double().mean()), "loss": loss}
-    scores = attribute_scores(logits, _columns(targets, logits))
+    scores = attribute_scores(logits, _columns(targets))
     means = {name: float(score.nanmean()) for name, score in scores.items()}
     means["mean_ap"] = means.pop("ap")
     return means | {"loss": loss}
@@ -286,15 +284,11 @@ def attribute_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How well each of K yes-or-no outputs is predicted, yes when its logit is positive.
 
     Args:
-        logits: (N, K).
-        targets: (N, K) of 0 and 1.
+        logits, targets: (N, K), targets 0 or 1.
 
     Returns:
-        (K,) float64 each: ``accuracy``, ``balanced_accuracy`` (the mean of the shares of yes and of no that are
-        found) and ``ap`` (average precision). The last two are NaN for an output whose targets are all alike.
-
-    Raises:
-        ValueError: shapes that differ, or targets that are not 0 or 1.
+        (K,) float64 each: ``accuracy``, ``balanced_accuracy`` (the mean of the shares of yes and of no that
+        are found) and ``ap`` (average precision). The last two are NaN where all targets are alike.
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from selib import metrics as m
 from selib.baselines import Explainer
 from selib.forward import evaluating, logits_of
-from selib.metrics import bootstrap
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]  # images, targets, masks
 Measure = Callable[[Tensor, Tensor], Tensor]
 LOCALISATION: dict[str, Measure] = {
     "pointing": m.pointing_game,
@@ -46,13 +45,12 @@ class Images(Protocol):
 class Scores:
     """The measures of each explainer for each image; what was not measured is NaN.
 
-    ``values[explainer][metric]`` is float64 (n,), in the order of ``indices`` (n,), the images' places in the set.
-    ``thresholds`` are those of "iou", ``seconds`` the explainer's time per image, without the measures.
+    ``values[explainer][metric]`` is float64 (n,), in the order of ``indices`` (n,), the images' places in the
+    set; ``seconds`` the explainer's time per image, without the measures.
     """
 
     indices: NDArray[np.int64]
     values: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def cell(self, explainer: str, metric: str) -> NDArray[np.float64]:
@@ -64,12 +62,12 @@ class Scores:
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
         """{explainer: {metric: {mean, low, high, n}}}; low and high are the bootstrap 95 % interval."""
+        return {name: {k: _summary(v) for k, v in row.items()} for name, row in self.values.items()}
 
-        def cell(values: NDArray[np.float64]) -> dict[str, float]:
-            found = values[~np.isnan(values)]
-            return bootstrap(found)._asdict() | {"n": len(found)}
 
-        return {name: {metric: cell(v) for metric, v in row.items()} for name, row in self.values.items()}
+def _summary(values: NDArray[np.float64]) -> dict[str, float]:
+    found = values[~np.isnan(values)]
+    return m.bootstrap(found)._asdict() | {"n": len(found)}
 
 
 def run(
@@ -87,8 +85,8 @@ def run(
 ) -> Scores:
     """Score every explainer, for the targets of the set, on the images ``indices`` of it.
 
-    Where only a part of the images is used, it is the head of one fixed shuffle: parts of different size overlap
-    as far as they can, and indices sorted by class do not make them one-sided.
+    Where only a part of the images is used, it is the head of one fixed shuffle: parts of different size
+    overlap as far as they can, and indices sorted by class do not make them one-sided.
 
     Args:
         model: gives logits (B, K); it runs in evaluation mode on the device of its parameters.
@@ -97,63 +95,47 @@ def run(
         threshold_indices: other images of the set, on which the threshold of "iou" is chosen.
         faithfulness_images: how many images the faithfulness measures get; None for all.
         limits: {explainer: how many images} for slow ones.
-
-    Raises:
-        ValueError: an unknown metric, fewer than two images, "iou" without images for its threshold.
     """
     limits, everything = limits or {}, len(indices)
     faithful = everything if faithfulness_images is None else faithfulness_images
-    _check(metrics, [*localisation, "iou", *FAITHFULNESS], indices, threshold_indices)
+    known = [*localisation, "iou", *FAITHFULNESS]
+    if unknown := [name for name in metrics if name not in known]:
+        raise ValueError(f"metrics={unknown} are unknown: choose from {', '.join(known)}")
     if min(everything, faithful, *limits.values()) < 2:
         raise ValueError("indices, limits and faithfulness_images must each leave two images for an interval")
+    if ("iou" in metrics and not len(threshold_indices)) or set(threshold_indices) & set(indices):
+        raise ValueError('"iou" needs threshold_indices=…, images that are not in indices, for its threshold')
     order = np.random.default_rng(0).permutation(everything)
-    validation = np.random.default_rng(0).permutation(np.asarray(threshold_indices, dtype=np.int64))
-    device = next(model.parameters()).device
+    others = np.random.default_rng(0).permutation(np.asarray(threshold_indices, dtype=np.int64))
     masks = any(metric not in FAITHFULNESS for metric in metrics)
     scores = Scores(np.asarray(indices, dtype=np.int64))
     for name, explain in explainers.items():
-        size = limits.get(name, everything)
-        measures = dict(localisation)
+        measures, size = dict(localisation), limits.get(name, everything)
         if "iou" in metrics:
-            batches = _batches(data, validation[:size], batch_size, device, masks=True)
-            threshold = scores.thresholds[name] = _threshold(explain, batches)
+            threshold = _threshold(explain, _batches(model, data, others[:size], batch_size, masks))
             measures["iou"] = partial(m.iou, threshold=threshold)
         places = order[:size]
-        batches = _batches(data, scores.indices[places], batch_size, device, masks)
+        batches = _batches(model, data, scores.indices[places], batch_size, masks)
         found, seconds = _measure(model, explain, batches, metrics, measures, faithful)
-        row = scores.values[name] = {metric: np.full(everything, np.nan) for metric in metrics}
+        scores.values[name] = {metric: np.full(everything, np.nan) for metric in metrics}
         for metric, values in found.items():
-            row[metric][places[: len(values)]] = values
+            scores.values[name][metric][places[: len(values)]] = values
         scores.seconds[name] = seconds / len(places)
     return scores
 
 
-def _check(
-    metrics: Sequence[str], known: Sequence[str], indices: Sequence[int], threshold_indices: Sequence[int]
-) -> None:
-    if unknown := [name for name in metrics if name not in known]:
-        raise ValueError(f"metrics={unknown} are unknown: choose from {', '.join(known)}")
-    if "iou" in metrics and not len(threshold_indices):
-        raise ValueError('"iou" needs threshold_indices=…, other images to choose its threshold on')
-    if shared := set(map(int, threshold_indices)) & set(map(int, indices)):
-        raise ValueError(f"threshold_indices share {len(shared)} images with indices: take other images")
-
-
 def _batches(
-    data: Images, rows: NDArray[np.int64], size: int, device: torch.device, masks: bool
+    model: nn.Module, data: Images, rows: NDArray[np.int64], size: int, masks: bool
 ) -> Iterator[Batch]:
-    """Images, targets and, if asked for, masks."""
+    device = next(model.parameters()).device
     for part in torch.from_numpy(rows).split(size):
         truth = data.truth(part).to(device) if masks else torch.empty(0)
         yield data.batch(part).to(device), data.targets[part].to(device), truth
 
 
 def _threshold(explain: Explainer, batches: Iterator[Batch]) -> float:
-    maps, truths = [], []
-    for images, targets, truth in batches:
-        maps.append(explain(images, targets))
-        truths.append(truth)
-    return m.best_threshold(torch.cat(maps), torch.cat(truths))
+    pairs = [(explain(images, targets), truth) for images, targets, truth in batches]
+    return m.best_threshold(torch.cat([maps for maps, _ in pairs]), torch.cat([truth for _, truth in pairs]))
 
 
 def _measure(
@@ -166,24 +148,23 @@ def _measure(
 ) -> tuple[dict[str, NDArray[np.float64]], float]:
     """Values of each metric, faithfulness of the first images only, and the explainer's seconds."""
     found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
-    seconds, done = 0.0, 0
+    seconds, left = 0.0, faithful
 
     def predict(images: Tensor) -> Tensor:
         return logits_of(model(images))
 
     for images, targets, truth in batches:
         start = _now(images.device)
-        heatmaps = explain(images, targets)
+        maps = explain(images, targets)
         seconds += _now(images.device) - start
-        first = slice(0, max(0, faithful - done))
         for metric in metrics:
             if metric in measures:
-                found[metric].append(measures[metric](heatmaps, truth))
-            elif done < faithful:
+                found[metric].append(measures[metric](maps, truth))
+            elif left > 0:
                 with evaluating(model):
-                    measure = FAITHFULNESS[metric]
-                    found[metric].append(measure(predict, images[first], heatmaps[first], targets[first]))
-        done += len(images)
+                    values = FAITHFULNESS[metric](predict, images[:left], maps[:left], targets[:left])
+                found[metric].append(values)
+        left -= len(images)
     return {metric: torch.cat(values).double().cpu().numpy() for metric, values in found.items()}, seconds
 
 

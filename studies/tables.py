@@ -17,7 +17,7 @@ HEADINGS = {
     "iou": "IoU",
     "ap": "AP",
     "road": "ROAD",
-}  # others keep their names
+}
 
 
 def spec(caption: str, columns: str, rows: Sequence[Sequence[Any]], *notes: str) -> dict[str, Any]:
@@ -46,12 +46,7 @@ def score_table(
     synthetic: bool = False,
     unit: str = "images",
 ) -> dict[str, Any]:
-    """Explainers × metrics, averaged over the training runs: means with the 95 % interval over images.
-
-    Args:
-        runs: on the same images.
-        unit: what an image is called.
-    """
+    """Explainers × metrics, averaged over training runs on the same images (or what ``unit`` says)."""
     explainers = list(runs[0].values)
     metrics = list(runs[0].values[explainers[0]])
     rows, sizes = [], {}
@@ -75,7 +70,7 @@ def difference(runs: Sequence[tuple[ArrayLike, ArrayLike]], *, resamples: int = 
 
 
 def compare(runs: Sequence[Scores], a: str, b: str, metric: str, *, resamples: int = 2000) -> Interval:
-    """The gain of explainer ``a`` over ``b``, positive where ``a`` is better, whichever way the metric points."""
+    """The gain of explainer ``a`` over ``b``, positive where ``a`` is better."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     pairs = []
     for run in runs:
@@ -170,11 +165,8 @@ def gate_table(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
         for setting in runs[0]:
             right = [run[setting]["right"] for run in runs]
             original = float(np.mean([kinds["original"].mean() for kinds in right]))
-            row = [
-                f"{name}, {setting}",
-                original,
-                float(np.mean([run[setting]["open_gates"] for run in runs])),
-            ]
+            open_gates = float(np.mean([run[setting]["open_gates"] for run in runs]))
+            row = [f"{name}, {setting}", original, open_gates]
             for kind in GATE_COLUMNS:
                 mean = float(np.mean([kinds[kind].mean() for kinds in right]))
                 share = mean if kind == "agrees" else mean / original
@@ -184,11 +176,11 @@ def gate_table(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
         "Label-free gates: the accuracy that the top decile of channels keeps, and that is left without it",
         " | ".join(["data, setting", "original accuracy", "gates open", *GATE_COLUMNS.values()]),
         rows,
-        'Validation images. "Agrees": the share of the original network\'s predictions that the gated network '
-        "keeps; all further columns: accuracy in % of the original's.",
-        "Only and without: the top decile of each image's channels. Gated: in the gated network; original, random, "
-        "influence: in the network as it was before, the channels named by the gates, drawn at random, ranked by "
-        "influence on the predicted class.",
+        'Validation images. "Agrees": the share of the original network\'s predictions that the gated '
+        "network keeps; all further columns: accuracy in % of the original's.",
+        "Only and without: the top decile of each image's channels. Gated: in the gated network; original, "
+        "random, influence: in the network as it was before, the channels named by the gates, drawn at "
+        "random, ranked by influence on the predicted class.",
     )
 
 
