@@ -1,4 +1,4 @@
-"""The explorer, driven as plain Python: its callbacks need no kernel. test_browser.py has the browser's part."""
+"""The explorer, driven as plain Python: its callbacks need no kernel. For the browser see test_browser.py."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_the_two_lines_reproduce_the_view(model: Eyes, images: Images) -> None:
 
 
 def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
-    """In a kernel: a knob is moved after the widget was displayed, and the notebook's second output follows."""
+    """In a kernel: a knob moves after the widget was displayed, and the notebook's second output follows."""
     import nbformat
     from nbclient import NotebookClient
 
