@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from selib.forward import (
-    BLOCK,
     Inputs,
     Linear,
     agrees,
@@ -25,7 +24,7 @@ from selib.forward import (
     tensors,
 )
 from selib.layout import MapLayout, Space
-from selib.se import Layout, SEBlock, Start, TargetSEBlock
+from selib.se import BLOCK, Layout, SEBlock, Start, TargetSEBlock, apply_block, apply_target_gates
 from selib.site import Site, a_copy, candidates, find_site, named_site
 
 ATTRIBUTE = "selib_se"  # the name of the block in the model, and so the prefix of its parameters
@@ -152,7 +151,7 @@ def attach_blocks(
     for block in blocks.values():
         _hang(model, block)
     if averaged is not None:
-        _hook(averaged, blocks[""], _apply_target_gates)
+        _hook(averaged, blocks[""], apply_target_gates)
     _home(model).add_module(ATTRIBUTE, blocks[""] if "" in blocks else nn.ModuleDict(blocks))
     _forget_compiled()
     return blocks
@@ -224,22 +223,13 @@ def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayou
     )
 
 
-def _apply_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    # A function that finds its block in the module: it survives deepcopy, pickling and torch.compile.
-    return vars(module)[BLOCK](output)
-
-
-def _apply_target_gates(layer: nn.Linear, args: Any, output: Tensor) -> Tensor:
-    return vars(layer)[BLOCK].logits(layer, args[0], output)
-
-
 def _hang(model: nn.Module, block: SEBlock) -> None:
     """Let the block act on the output of its module."""
     module = model.get_submodule(block.site)
     reference = next(iter(module.parameters()), next(iter(model.parameters()), torch.empty(0)))
     block.to(reference.device)
     block.train(model.training)
-    _hook(module, block, _apply_block)
+    _hook(module, block, apply_block)
 
 
 def _hook(module: nn.Module, block: SEBlock, hook: Callable[..., Tensor]) -> None:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from selib.heatmap import time_axis
-from selib.se import Layout, SEBlock, channels_first, scaled
+from selib.se import BLOCK, Layout, SEBlock, channels_first, scaled
 from selib.stand_in import Beside, Stored, repeated, standing_in
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Task = Literal["multiclass", "multilabel"]
-BLOCK = "_selib_se"  # a module whose output is gated carries its block under this name
 
 # What a head raises on a map of another size, or on several maps beside the tensors of one sample.
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)

@@ -17,6 +17,8 @@ Layout = Literal["BC*", "B*C"]
 
 Start = Literal["identity", "paper"]
 
+BLOCK = "_selib_se"  # a module whose output is gated carries its block under this name
+
 
 def channels_first(x: Tensor, layout: Layout, prefix: int = 0) -> Tensor:
     """View a feature map as (B, C, *space), without the ``prefix`` leading tokens that are no positions."""
@@ -243,3 +245,16 @@ class TargetSEBlock(SEBlock):
 
     def extra_repr(self) -> str:
         return f"targets={self.targets}, {super().extra_repr()}"
+
+
+# Hooks that find their block in the module: they survive deepcopy, pickling and torch.compile.
+
+
+def apply_block(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """F -> F' behind the module that makes F."""
+    return vars(module)[BLOCK](output)
+
+
+def apply_target_gates(layer: nn.Linear, args: Any, output: Tensor) -> Tensor:
+    """The logits under each target's own gates, behind the linear layer."""
+    return vars(layer)[BLOCK].logits(layer, args[0], output)
