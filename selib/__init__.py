@@ -9,23 +9,9 @@ ex.heatmap()                           # (B, H, W) in [0, 1]
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from selib import baselines, files, heatmap, metrics, plot, video, widgets
-    from selib.attach import attach_se, describe, detach_se
-    from selib.checkpoint import load_checkpoint, load_weights, save_checkpoint
-    from selib.explanation import Explanation, SEExplainer, explain
-    from selib.features import FeatureCache, cache_features, channel_test
-    from selib.gates import GateReport, fit_gates
-    from selib.modalities import Modalities
-    from selib.native import native_se
-    from selib.se import SEBlock, TargetSEBlock
-    from selib.select import All, Channels, NormalQuantile, Threshold, TopFraction, TopK
-    from selib.stream_gates import StreamGateReport, fit_stream_gates
-    from selib.train import attribute_scores, evaluate, fit, predict
-
-# Loaded on first use: `import selib` and `selib --help` need not wait for PyTorch.
+# Loaded on first use: `import selib` and `selib --help` need not wait for PyTorch. Types are in `__init__.pyi`.
 _WHERE = {
     "attach": ("attach_se", "describe", "detach_se"),
     "checkpoint": ("load_checkpoint", "load_weights", "save_checkpoint"),
@@ -39,48 +25,9 @@ _WHERE = {
     "stream_gates": ("StreamGateReport", "fit_stream_gates"),
     "train": ("attribute_scores", "evaluate", "fit", "predict"),
 }
-_MODULES = ("baselines", "files", "heatmap", "metrics", "plot", "video", "widgets")
+_MODULES = ("baselines", "files", "heatmap", "metrics", "pixels", "plot", "video", "widgets")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = [
-    "All",
-    "Channels",
-    "Explanation",
-    "FeatureCache",
-    "GateReport",
-    "Modalities",
-    "NormalQuantile",
-    "SEBlock",
-    "SEExplainer",
-    "StreamGateReport",
-    "TargetSEBlock",
-    "Threshold",
-    "TopFraction",
-    "TopK",
-    "attach_se",
-    "attribute_scores",
-    "baselines",
-    "cache_features",
-    "channel_test",
-    "describe",
-    "detach_se",
-    "evaluate",
-    "explain",
-    "files",
-    "fit",
-    "fit_gates",
-    "fit_stream_gates",
-    "heatmap",
-    "load_checkpoint",
-    "load_weights",
-    "metrics",
-    "native_se",
-    "plot",
-    "predict",
-    "save_checkpoint",
-    "video",
-    "widgets",
-]
 __version__ = "0.1.0"
 
 
@@ -93,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_MODULES, *_MODULE_OF])

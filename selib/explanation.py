@@ -138,22 +138,20 @@ class Explanation:
                 "influence"
                 + (f"; heatmaps are in streams: {', '.join(self.streams)}" if self.streams else "")
             )
-        head = self._head
-        if method == "influence" and select is None and head.linear is not None:
+        head, maps = self._head, self._read_maps()
+        if method == "influence" and head.linear is not None:
             weights = head.linear.weight[self._targets(target)] * head.gain * self.gates_of(target)
-            return weighted_sum(self._read_maps(), weights)
+            return weighted_sum(
+                maps, weights if select is None else weights * self.selected(method, target, select)
+            )
         ranking = self.channel_weights(method, target)
         if over == "clip" and ranking.ndim == 3:
             ranking = ranking.mean(2)
         mask = self._chosen(ranking, method, select)
-        maps = self._read_maps()
         if method == "top-gate":
             return weighted_sum(maps, mask / mask.sum(1, keepdim=True).clamp_min(1))
         if method == "gate":
-            return weighted_sum(maps, self.gates_of(target) * mask)
-        if head.linear is not None:
-            weights = head.linear.weight[self._targets(target)] * head.gain * self.gates_of(target)
-            return weighted_sum(maps, weights * mask)
+            return weighted_sum(maps, ranking * mask)
         # The share of each position: signed maps have means near zero, so there the magnitude counts.
         maps = at_maxima(maps, head.time) if head.reads == "max" else maps.abs()
         if ranking.ndim == 3:
