@@ -1,6 +1,6 @@
-"""What an explanation costs over one bare forward pass: `python benchmarks/explanation_cost.py [--network resnet18] [--batch 8]`.
+"""What an explanation costs over one bare forward pass, with Grad-CAM beside it, as JSON.
 
-Prints medians and ratios as JSON. Grad-CAM stands beside for comparison. Run it on an idle machine; ratios are what to quote.
+``python benchmarks/explanation_cost.py [--network resnet18] [--batch 8]``, on an idle machine. Quote the ratios.
 """
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ def main() -> None:
         "Grad-CAM": seconds(lambda: baselines.cams(model, block.features)["Grad-CAM"](images, targets)),
     }
     row = {name: {"ms": round(1000 * s, 2), "over forward": round(s / bare, 3)} for name, s in cost.items()}
-    print(
-        json.dumps(
-            {"network": chosen.network, "batch": chosen.batch, "cost": row, **machine("cpu")}, indent=1
-        )
-    )
+    found = {"network": chosen.network, "batch": chosen.batch, "cost": row, **machine("cpu")}
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

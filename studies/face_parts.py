@@ -19,8 +19,8 @@ from selib.metrics import Interval, bootstrap
 from studies import tables
 from studies.data import FaceSet, landmark_region, normalize, rendered
 from studies.data.regions import WHERE
+from studies.explainers import CHANCE
 from studies.faces import PIXELS, Pairs, explainers_of
-from studies.objects import CHANCE
 from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 
 CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"

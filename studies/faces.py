@@ -29,7 +29,8 @@ from selib.metrics import Interval
 from studies import benchmark, tables
 from studies.benchmark import Scores
 from studies.data import FaceSet, available, load_faces
-from studies.objects import CHANCE, Recipe, controls_of, last_map, others_of, se_explainers
+from studies.explainers import CHANCE, controls_of, last_map, others_of, se_explainers
+from studies.objects import Recipe
 from studies.profiles import Profile
 from studies.training import on_gpu, with_new_gates
 from studies.twins.faces import REGIONS

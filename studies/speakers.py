@@ -35,8 +35,8 @@ from selib.metrics import Interval, percentile
 from studies import tables
 from studies.benchmark import Scores
 from studies.data import SpeakerSet, available, draw_clips, load_speakers
+from studies.explainers import CHANCE, READINGS, SAME_COUNT
 from studies.networks import SHIPPED, ActiveSpeaker, build
-from studies.objects import CHANCE, READINGS, SAME_COUNT
 from studies.profiles import Profile
 from studies.training import History, data_mark, on_gpu, train_once, with_new_gates
 from studies.twins import speakers as synth

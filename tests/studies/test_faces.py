@@ -14,7 +14,7 @@ import selib
 import studies.data
 import studies.networks
 from selib.baselines import Explainer
-from studies import face_parts
+from studies import explainers, face_parts
 from studies import faces as attributes
 from studies import objects as recipe
 from studies.data import FaceSet, load_faces
@@ -73,9 +73,9 @@ def test_other_networks_can_be_studied_with_the_same_measures(root: Path, archit
     images, targets = other.val.batch(slice(0, 2)), torch.tensor([31, 15])
     assert model(images).shape == (2, 40)
     makers = attributes.explainers_of(model, model, 0)
-    for name in ("SE influence", "Grad-CAM", "mean of channels", recipe.SAME_COUNT):
+    for name in ("SE influence", "Grad-CAM", "mean of channels", explainers.SAME_COUNT):
         assert makers[name](images, targets).shape == (2, 88, 72), name
-    assert recipe.last_map(recipe.network(other, se=False, seed=0)) in ("layer4", "features")
+    assert explainers.last_map(recipe.network(other, se=False, seed=0)) in ("layer4", "features")
 
 
 def test_the_shipped_network_names_the_attributes_of_faces_it_has_not_seen(item: recipe.Recipe) -> None:
