@@ -1,6 +1,6 @@
 """What an explanation costs over one bare forward pass, with Grad-CAM beside it, as JSON.
 
-``python benchmarks/explanation_cost.py [--network resnet18] [--batch 8]``, on an idle machine. Quote the ratios.
+``python benchmarks/explanation_cost.py [--network resnet18] [--batch 8]`` on an idle machine; quote ratios.
 """
 
 from __future__ import annotations
