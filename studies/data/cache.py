@@ -123,12 +123,11 @@ def cached(
     threads: int = 1,
     action: str = "decode",
 ) -> np.ndarray:
-    """The uint8 array `<root>/.cache/<key>-<version>.npy`, made in chunks by `produce(start, stop)` if it
-    is not there.
+    """The uint8 array `<root>/.cache/<key>-<version>.npy`, made by `produce(start, stop)` if it is not there.
 
-    produce also returns one line for every row it could not make: any such line raises ValueError, nothing
-    is written. version: twelve hex digits. The array goes to the user's cache folder where the root cannot
-    be written to. Raises OSError when there is no room.
+    produce also returns a line for every row it could not make: any line raises ValueError, and nothing is
+    written. version: twelve hex digits. Where the root cannot be written to, the array goes to the user's
+    cache folder. Raises OSError when there is no room.
     """
     places, name = _places(root), f"{key}-{version}.npy"
     for folder in places:
@@ -176,8 +175,7 @@ def _fill(out: np.ndarray, produce: Produce, threads: int, title: str) -> list[s
 
 
 def forget(root: Path, key: str, keep: str = "") -> None:
-    """Delete the cached arrays whose key is this one or begins with it and a dash, but not the file called
-    `keep`.
+    """Delete the cached arrays whose key is this one or continues it after a dash; not the file `keep`.
 
     Only files named as `cached` names them are deleted: others in `.cache` are not ours.
     """

@@ -67,55 +67,51 @@ def list_sets(root: str | Path | None = None) -> list[str]:
 
 
 def get(name: str, root: str | Path | None = None) -> Path:
-    """Download a data set from its official address, verify and unpack it; returns its folder, at once if
-    it is there.
+    """Download a data set, verify and unpack it; returns its folder, at once if it is there.
 
     Files that already lie in root are verified, used and kept. A download that broke off goes on where it
     stopped. Raises ValueError for a name without an address and for a file of the user's with the wrong
     checksum, ConnectionError, with what to do by hand, when a file cannot be fetched.
     """
     base = data_root(root)
-    if name == "celeba":
-        return _get_celeba(base)
     if name in TWINS:
         raise ValueError(f"{name} has no address to get it from, it is rendered: studies data make {name}")
     if name in SPEAKERS:
         raise ValueError(f"{name} is not fetched from one address: {speakers.missing(name, base)}")
     place = find(name, base)
-    if place is None:
-        address, md5 = ARCHIVES[name]
-        archive, place = base / address.rsplit("/", 1)[1], base / objects.FOLDERS[name][0]
-        by_hand = f"fetch {address} by other means, put it in {base} and run `studies data get {name}`"
-        fetched = _fetch(archive, base, md5, by_hand, address)
-        _unpack(archive, place)
-        if fetched:
+    if place is not None and (name != "celeba" or all((place / file).exists() for file in faces.NEEDED)):
+        return place
+    if name == "celeba":
+        place = base / "celeba"
+        folder, files = place / faces.IMAGES, _celeba_files(place)
+        page = f'the page "Large-scale CelebFaces Attributes (CelebA) Dataset", {faces.ADDRESS}'
+    else:
+        page, md5 = ARCHIVES[name]
+        place = folder = base / objects.FOLDERS[name][0]
+        files = [(base / page.rsplit("/", 1)[1], md5, page)]
+    archive = files[-1][0]
+    names = ", ".join(file.name for file, _, _ in files)
+    by_hand = f"fetch {names} from {page}, put it in {archive.parent} and run `studies data get {name}`"
+    fetched = set()
+    # what is here is verified before anything is fetched
+    for file, md5, url in sorted(files, key=lambda entry: not entry[0].exists()):
+        if (file != archive or not folder.is_dir()) and _fetch(file, base, md5, by_hand, url):
+            fetched.add(file)
+    if not folder.is_dir():
+        _unpack(archive, folder)
+        if archive in fetched:
             archive.unlink()
     return place
 
 
-def _get_celeba(base: Path) -> Path:
-    """CelebA into <base>/celeba: the files that torchvision names, from Google Drive, the images unpacked."""
+def _celeba_files(place: Path) -> list[tuple[Path, str, str]]:
+    """The files of CelebA that torchvision names, with MD5 and address: the lists, and last the images."""
     from torchvision.datasets import CelebA
 
-    place = base / "celeba"
-    images, archive = place / faces.IMAGES, place / f"{faces.IMAGES}.zip"
-    lists = (faces.ATTRIBUTE_LIST, faces.PARTITION_LIST, faces.LANDMARK_LIST)
-    if images.is_dir() and all((place / file).is_file() for file in lists):
-        return place
-    # what is here comes first, to be verified, then the lists, being small
-    files = sorted(CelebA.file_list, key=lambda e: (not (place / e[2]).exists(), e[2] == archive.name))
-    page = f'"Large-scale CelebFaces Attributes (CelebA) Dataset", {faces.ADDRESS}'
-    names = ", ".join(name for _, _, name in files)
-    by_hand = f"fetch {names} from the page {page}, put them in {place} and run `studies data get celeba`"
-    fetched = False
-    for drive_id, md5, name in files:
-        if name != archive.name or not images.is_dir():
-            fetched = _fetch(place / name, base, md5, by_hand, f"https://drive.google.com/uc?id={drive_id}")
-    if not images.is_dir():
-        _unpack(archive, images)
-        if fetched:
-            archive.unlink()
-    return place
+    files = [
+        (place / name, md5, f"https://drive.google.com/uc?id={key}") for key, md5, name in CelebA.file_list
+    ]
+    return sorted(files, key=lambda entry: entry[0].suffix == ".zip")
 
 
 def _fetch(file: Path, base: Path, md5: str, by_hand: str, url: str) -> bool:
@@ -169,8 +165,7 @@ def make(
     *,
     videos: str | Path | None = None,
 ) -> Path:
-    """Render `count` training images or clips (a quarter as many for validation and testing) of a twin into
-    root.
+    """Render a twin into root: `count` training images or clips, a quarter as many to validate and test.
 
     videos: for "ava-asd", which is cut from raw videos (`studies.data.ava.prepare`): a folder with them and
     their annotations. Returns the folder. The same count and seed write the same files. Raises ValueError
@@ -201,8 +196,7 @@ def make(
 
 
 def check(name: str, root: str | Path | None = None) -> str:
-    """Read every file of a data set anew, compare with what a whole one holds, and return a summary of a
-    few lines.
+    """Read every file of a data set anew, compare with a whole one, and return a summary of a few lines.
 
     Raises FileNotFoundError when it is not there, ValueError with the first thing that is wrong.
     """

@@ -32,6 +32,7 @@ PARTITION_LIST = "list_eval_partition.txt"
 LANDMARK_LIST = "list_landmarks_align_celeba.txt"
 IDENTITY_LIST = "identity_CelebA.txt"
 BOX_LIST = "list_bbox_celeba.txt"  # of the images before they were aligned: torchvision reads it, we do not
+NEEDED = (IMAGES, ATTRIBUTE_LIST, PARTITION_LIST, LANDMARK_LIST)
 POINTS = tuple(
     f"{point}_{axis}" for point in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"
 )

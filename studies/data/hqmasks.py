@@ -37,9 +37,7 @@ PARTS = {
     "hat": ("hat",),
 }
 NAMES = tuple(part for part in synth.PARTS if part in PARTS)
-Files = dict[
-    str, tuple[str, int, int]
-]  # one face's masks: path, bytes and time by the part in the file's name
+Files = dict[str, tuple[str, int, int]]  # path, bytes and time of one face's masks, by part
 
 
 def with_masks(faces: FaceSet, root: str | Path | None = None) -> FaceSet:
@@ -87,8 +85,7 @@ def with_masks(faces: FaceSet, root: str | Path | None = None) -> FaceSet:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift (2, 3) that take points (K, 2) closest to others in the sense of least
-    squares.
+    """The rotation, scale and shift (2, 3) that take points (K, 2) to others with the least squared error.
 
     No reflection. In the plane Umeyama's solution (1991) is a line fitted in complex numbers: w = m z + c.
     """

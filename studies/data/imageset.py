@@ -19,8 +19,7 @@ Indices = Sequence[int] | Tensor | slice
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop of the image padded by an eighth (reflected) and a random horizontal flip, each image its
-    own.
+    """Crop each image at random after padding it by an eighth (reflected), and flip it at random.
 
     images uint8 (B, 3, H, W) -> the same shape. An eighth of 32 is the 4 pixels usual for CIFAR.
     """
@@ -182,6 +181,10 @@ class _Training(Dataset):
 
     def __init__(self, base: ImageSet, seed: int) -> None:
         self.base, self.seed, self.epoch = base, seed, -1
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.base.fingerprint} from seed {self.seed}"
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch - 1  # __iter__ steps on

@@ -45,11 +45,7 @@ def find(name: str, root: Path) -> Path | None:
 
 
 def available(name: str, root: str | Path | None = None) -> bool:
-    """Whether `load`, `load_faces` or `load_speakers` would find this set, whole or not: a twin always,
-    rendered.
-
-    Raises ValueError for an unknown name.
-    """
+    """Whether the set is here, whole or not; a twin always is. Raises ValueError for an unknown name."""
     return find(name, data_root(root)) is not None or name.startswith("synth-")
 
 
@@ -237,8 +233,7 @@ def _load_twin(place: Path, root: Path, split: str) -> ImageSet:
 
 
 def write_synth(folder: Path, counts: dict[str, int], seed: int) -> None:
-    """Render scenes into a new folder: {train,val}/<class>/NNNNN.png, and their parameters in
-    {train,val}.jsonl.
+    """Render scenes into a new folder: {train,val}/<class>/NNNNN.png, parameters in {train,val}.jsonl.
 
     masks/{train,val}/<class>/NNNNN.png: a pixel's value is 1 + the index of the part seen there
     (`synth.PARTS`), or 0.

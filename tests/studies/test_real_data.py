@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +37,7 @@ def test_cifar10_agrees_with_torchvision(cifar10_root: Path) -> None:
 def test_cifar10_is_decoded_once(cifar10_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load("cifar10", root=cifar10_root)
     monkeypatch.setattr(cache, "decode", lambda *_: pytest.fail("decoded again"))
-    start = time.process_time()
     data = load("cifar10", root=cifar10_root)
-    assert time.process_time() - start < 2  # about 0.3 s
     few = load("cifar10", root=cifar10_root, classes=4, limit=80)
     assert few.targets.bincount().tolist() == [20] * 4
     assert torch.equal(
