@@ -27,7 +27,7 @@ Explainer = Callable[[Tensor, Tensor], Tensor]
 Layer = nn.Module | str
 
 
-# ---- formulas: f is the map, g the gradient of the target's logit there ------------------------------------
+# ---- formulas: f is the map, g the gradient of the target's logit there ----------
 
 
 def _grad_cam_plus_plus(f: Tensor, g: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ OF_MAP: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# ---- methods -----------------------------------------------------------------------------------------------
+# ---- methods ----------
 
 
 def cams(model: nn.Module, layer: Layer, *, batch_size: int = 256) -> dict[str, Explainer]:
@@ -164,9 +164,8 @@ def _ablation_cam(model: nn.Module, module: nn.Module, batch_size: int) -> Expla
 def clip_grad_cam(model: nn.Module, inputs: Mapping[str, Tensor], stream: str, target: int = 0) -> Tensor:
     """Grad-CAM of a stream of one clip {stream: (1, T, …)}: (T, H, W), a channel has one weight."""
     module = attached(model)[stream].features
-    with torch.backends.cudnn.flags(
-        enabled=False
-    ):  # it differentiates recurrent layers in training mode only
+    # cuDNN differentiates recurrent layers in training mode only.
+    with torch.backends.cudnn.flags(enabled=False):
         f, g = _map_and_gradient(model, module, inputs, lambda logits: logits[..., target].sum())
     maps = weighted_sum(f, g.flatten(2).mean(2)).relu()
     return normalize(resize(maps, inputs[stream].shape[1:]))[0]
@@ -192,7 +191,7 @@ def integrated_gradients(model: nn.Module, *, steps: int = 16) -> Explainer:
     return _finish(explain)
 
 
-# ---- controls: what a map must beat to have said anything --------------------------------------------------
+# ---- controls: what a map must beat to have said anything ----------
 
 
 def controls(model: nn.Module, layer: Layer, *, count: int, seed: int = 0) -> dict[str, Explainer]:
@@ -253,7 +252,7 @@ def generator_of(seed: int, image: Tensor) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
 
 
-# ---- one way in, one way out -------------------------------------------------------------------------------
+# ---- one way in, one way out ----------
 
 
 def features_of(model: nn.Module, layer: Layer, images: Tensor) -> tuple[Tensor, Tensor]:

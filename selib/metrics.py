@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 Predict = Callable[[Tensor], Tensor]
+BATCH = 256  # images that go through the model at a time, about
 
-# ---- localisation ------------------------------------------------------------------------------------------
+# ---- localisation ----------
 
 
 def _flat(heatmaps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +158,7 @@ def _mean_ranks(x: Tensor) -> Tensor:
     return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
 
 
-# ---- faithfulness ------------------------------------------------------------------------------------------
+# ---- faithfulness ----------
 
 
 def _confidence(predict: Predict, images: Tensor, targets: Tensor) -> Tensor:
@@ -177,18 +178,9 @@ def _ranks(heatmaps: Tensor, images: Tensor) -> Tensor:
 
 
 def perturbation_curve(
-    predict: Predict,
-    start: Tensor,
-    end: Tensor,
-    heatmaps: Tensor,
-    targets: Tensor,
-    *,
-    steps: int = 20,
-    batch_size: int = 256,
+    predict: Predict, start: Tensor, end: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20
 ) -> tuple[Tensor, Tensor]:
     """The target's probability while ``start`` (B, C, H, W) turns into ``end``, the highest pixels first.
-
-    ``steps`` equal portions; about ``batch_size`` mixtures go through the model at a time.
 
     Returns:
         the fraction of pixels exchanged (steps + 1,) from 0 to 1, and the probabilities (B, steps + 1).
@@ -198,16 +190,14 @@ def perturbation_curve(
     ranks, pixels = _ranks(heatmaps, start), heatmaps[0].numel()
     counts = torch.linspace(0, pixels, steps + 1, device=start.device).round().long()
     found = []
-    for part in torch.arange(len(start), device=start.device).split(max(1, batch_size // (steps + 1))):
+    for part in torch.arange(len(start), device=start.device).split(max(1, BATCH // (steps + 1))):
         exchanged = ranks[part, None] < counts[:, None, None]  # (images, steps + 1, H, W)
         mixed = torch.where(exchanged[:, :, None], end[part, None], start[part, None]).flatten(0, 1)
         found.append(_confidence(predict, mixed, targets.to(part.device)[part].repeat_interleave(steps + 1)))
     return counts / pixels, torch.cat(found).view(len(start), steps + 1)
 
 
-def deletion(
-    predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20
-) -> Tensor:
+def deletion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
     """Area under the target's probability while the highest pixels are deleted; in [0, 1], lower is better.
 
     RISE (Petsiuk et al., 2018). A deleted pixel takes the image's mean colour.
@@ -217,9 +207,7 @@ def deletion(
     return torch.trapezoid(curve, fractions, dim=1)
 
 
-def insertion(
-    predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, *, steps: int = 20
-) -> Tensor:
+def insertion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
     """The same while the highest pixels are put into a blurred image; in [0, 1], higher is better.
 
     RISE (Petsiuk et al., 2018), with its Gaussian blur: σ = 5 pixels, cut off at ±5.
@@ -284,7 +272,7 @@ def impute(images: Tensor, removed: Tensor, *, tolerance: float = 1e-5, iteratio
     return images.where(hole == 0, x)
 
 
-# ---- intervals ---------------------------------------------------------------------------------------------
+# ---- intervals ----------
 
 
 class Interval(NamedTuple):

@@ -83,10 +83,10 @@ def fingerprint(model: nn.Module, *decisions: object) -> str:
 def data_fingerprint(loader: Iterable[Any]) -> str:
     """16 hex digits over what a loader yields, and in what batches.
 
-    They come from its dataset's ``fingerprint``, or from the first two batches where it has none. Give one to
-    a dataset whose samples are random by other means than torch's generator.
+    They come from its dataset's ``fingerprint`` (the loader's own, if it has no dataset), or from the first
+    two batches where there is none. Data that are random by other means than torch's generator need one.
     """
-    dataset: Any = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", loader)
     order = type(getattr(loader, "sampler", None)).__name__
     batches = (len(loader), getattr(loader, "batch_size", None), order)  # type: ignore[arg-type]
     known = getattr(dataset, "fingerprint", None)

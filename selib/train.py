@@ -33,10 +33,14 @@ def accelerator(device: str = "auto") -> Accelerator:
         raise ValueError(f'device={device!r} is unknown: use "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError('device="cuda", but PyTorch sees no GPU: use "auto" or "cpu"')
-    return Accelerator(mixed_precision="no", cpu=device == "cpu" or not torch.cuda.is_available())
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    acc = Accelerator(mixed_precision="no", cpu=not on_gpu)
+    if (acc.device.type == "cuda") != on_gpu:  # accelerate keeps the device that a process began with
+        raise ValueError(f"device={device!r}, but this process began on {acc.device}: start another one")
+    return acc
 
 
-# ---- training ----------------------------------------------------------------------------------------------
+# ---- training ----------
 
 
 def fit(
@@ -239,7 +243,7 @@ def _loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
     return F.cross_entropy(logits, targets)
 
 
-# ---- evaluation --------------------------------------------------------------------------------------------
+# ---- evaluation ----------
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def test_every_baseline_of_the_design_is_there() -> None:
     assert set(ALL) == {*cams, *others}
 
 
-# ---- closed forms on global average pooling + linear -------------------------------------------------------
+# ---- closed forms on global average pooling + linear ----------
 
 
 def closed_form(name: str, model: Net, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def test_integrated_gradients_of_a_cubic_model_in_closed_form() -> None:
         assert torch.allclose(b.integrated_gradients(model, steps=steps)(x, TARGETS), expected, atol=1e-5)
 
 
-# ---- against grad-cam's own pipeline -----------------------------------------------------------------------
+# ---- against grad-cam's own pipeline ----------
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_integrated_gradients_of_a_cubic_model_in_closed_form() -> None:
     ],
 )
 def test_same_map_as_grad_cam_itself(name: str, theirs: str) -> None:
-    """Not Score-CAM, whose masks it stretches to the corners, nor Eigen-CAM, whose sign it leaves to chance."""
+    """Not Score-CAM, whose masks it stretches to the corners, nor Eigen-CAM with its sign left to chance."""
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -206,7 +206,7 @@ def test_same_map_as_grad_cam_itself(name: str, theirs: str) -> None:
     assert torch.allclose(b.cams(model, "body.2")[name](x, TARGETS), expected, atol=1e-4)
 
 
-# ---- clips -------------------------------------------------------------------------------------------------
+# ---- clips ----------
 
 
 class Listener(nn.Module):
@@ -241,7 +241,7 @@ def test_grad_cam_of_a_clip_has_one_weight_a_channel_for_all_frames(target: int)
     assert torch.allclose(found, normalize(resize(raw, (6, 8, 12)))[0], atol=1e-5)
 
 
-# ---- every explainer ---------------------------------------------------------------------------------------
+# ---- every explainer ----------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -347,7 +347,7 @@ def test_an_attached_block_shows_f_inside_and_the_gated_map_at_its_site():
     assert torch.allclose(inside["Grad-CAM"](x, TARGETS), inside["HiResCAM"](x, TARGETS), atol=1e-4)
 
 
-# ---- controls ----------------------------------------------------------------------------------------------
+# ---- controls ----------
 
 
 def test_the_centre_prior_is_a_symmetric_hill():
@@ -385,7 +385,7 @@ def test_random_channels_are_count_channels_drawn_for_each_image():
     assert torch.allclose(b.random_channels(model, "body", 5)(x, targets), everything_mean, atol=1e-5)
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors ----------
 
 
 def test_layers_that_do_not_fit_are_named():

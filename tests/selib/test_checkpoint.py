@@ -134,7 +134,7 @@ def test_a_torchvision_model_and_a_compiled_one(tmp_path: Path) -> None:
     assert torch.equal(run(model, x), expected)
 
 
-# ---- networks of other packages ----------------------------------------------------------------------------
+# ---- networks of other packages ----------
 
 
 class Tokens(nn.Module):
@@ -171,7 +171,7 @@ def test_a_network_comes_from_the_package_that_builds_it(tmp_path: Path, monkeyp
         load_checkpoint(path)
 
 
-# ---- weights -----------------------------------------------------------------------------------------------
+# ---- weights ----------
 
 
 def test_weights_of_the_bare_model_load_with_a_block_attached(tmp_path: Path) -> None:

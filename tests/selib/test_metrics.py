@@ -37,7 +37,7 @@ def some_pairs(seed: int, batch: int = 5, size: int = 6, levels: int = 0) -> tup
     return (maps * levels).floor() / levels if levels else maps, masks
 
 
-# ---- localisation ------------------------------------------------------------------------------------------
+# ---- localisation ----------
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 3))
@@ -146,7 +146,7 @@ def test_bad_pairs_are_named(maps, masks, error, message):
         m.energy_in_mask(maps, masks)
 
 
-# ---- rank correlation --------------------------------------------------------------------------------------
+# ---- rank correlation ----------
 
 
 @settings(max_examples=30, deadline=None)
@@ -166,7 +166,7 @@ def test_spearman_extremes():
         m.spearman(x, x[:, :3])
 
 
-# ---- faithfulness ------------------------------------------------------------------------------------------
+# ---- faithfulness ----------
 
 REGION = box()[0]
 
@@ -217,16 +217,17 @@ def test_insertion_of_a_linear_model_in_closed_form():
     )
 
 
-def test_the_curve_starts_and_ends_at_its_images_and_any_batch_size_gives_it():
+def test_the_curve_starts_and_ends_at_its_images_and_any_batch_size_gives_it(monkeypatch):
     g = torch.Generator().manual_seed(0)
     images, maps = torch.rand(3, 3, 8, 8, generator=g), torch.rand(3, 8, 8, generator=g)
     targets = torch.tensor([0, 1, 0])
     end = torch.zeros_like(images)
-    fractions, curve = m.perturbation_curve(region_sum, images, end, maps, targets, steps=5, batch_size=4)
+    fractions, curve = m.perturbation_curve(region_sum, images, end, maps, targets, steps=5)
     assert fractions.tolist() == pytest.approx([0, 13 / 64, 26 / 64, 38 / 64, 51 / 64, 1])
     at = region_sum(images).softmax(1)[range(3), targets]
     assert torch.allclose(curve[:, 0], at)
     assert torch.allclose(curve[:, -1], torch.full((3,), 0.5))
+    monkeypatch.setattr(m, "BATCH", 4)
     assert torch.equal(m.perturbation_curve(region_sum, images, end, maps, targets, steps=5)[1], curve)
 
 

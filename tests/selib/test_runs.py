@@ -165,7 +165,7 @@ def test_a_state_cut_short_and_one_that_is_no_checkpoint(tmp_path: Path) -> None
         fit(toy(), loader(), epochs=1, out=tmp_path, **QUIET)
 
 
-# ---- fingerprints ------------------------------------------------------------------------------------------
+# ---- fingerprints ----------
 
 
 def test_a_fingerprint_follows_weights_names_of_dtypes_and_decisions() -> None:
@@ -233,3 +233,15 @@ def test_a_data_set_may_bring_its_own_fingerprint() -> None:
     two.fingerprint = "a"
     assert data_fingerprint(DataLoader(one, 4)) == data_fingerprint(DataLoader(two, 4))
     assert data_fingerprint(DataLoader(one, 4)) != data_fingerprint(DataLoader(two, 2))
+
+
+class Batches(list[Any]):
+    """A loader without a dataset."""
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__([(torch.rand(2, 3), torch.zeros(2))])
+        self.fingerprint = fingerprint
+
+
+def test_a_loader_without_a_data_set_may_bring_one_too() -> None:
+    assert data_fingerprint(Batches("a")) == data_fingerprint(Batches("a")) != data_fingerprint(Batches("b"))

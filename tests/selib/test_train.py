@@ -58,7 +58,7 @@ def loader(n: int = 96, seed: int = 0, *, shuffle: bool = True) -> DataLoader:
 QUIET: dict[str, Any] = {"lr": 0.1, "progress": False, "device": "cpu"}
 
 
-# ---- learning ----------------------------------------------------------------------------------------------
+# ---- learning ----------
 
 
 @pytest.mark.parametrize("se", [False, True])
@@ -153,7 +153,7 @@ def test_a_dict_of_inputs() -> None:
     assert predict(model, data)[0].shape == (6, zoo.K)
 
 
-# ---- precision ---------------------------------------------------------------------------------------------
+# ---- precision ----------
 
 
 def seen_dtypes(model: nn.Module, work: Any) -> set[torch.dtype]:
@@ -206,7 +206,7 @@ def test_a_compiled_model_is_trained_and_left_as_it_was(precision: str) -> None:
     torch.compiler.reset()
 
 
-# ---- errors of training ------------------------------------------------------------------------------------
+# ---- errors of training ----------
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_writes_nothing(tmp_path: Path) -> None:
@@ -242,12 +242,25 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_process_that_began_on_the_cpu_does_not_go_on_as_if_on_a_gpu(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(toy(), loader(), epochs=1, **QUIET)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(
+        ValueError, match=f"device='{device}', but this process began on cpu: start another one"
+    ):
+        t.accelerator(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu() -> None:
     with pytest.raises(ValueError, match='device="cuda", but PyTorch sees no GPU'):
         fit(toy(), loader(), epochs=1, device="cuda")
 
 
-# ---- evaluating --------------------------------------------------------------------------------------------
+# ---- evaluating ----------
 
 
 def test_evaluate_against_scikit_learn() -> None:
@@ -332,7 +345,7 @@ def test_evaluating_leaves_the_mode_alone() -> None:
         evaluate(model, [])
 
 
-# ---- several processes -------------------------------------------------------------------------------------
+# ---- several processes ----------
 
 SCRIPT = """
 import sys, torch
