@@ -79,15 +79,15 @@ def attach_se(
 ) -> SEBlock | dict[str, SEBlock]:
     """Attach an SE block before the classification layer, in place (Roxo et al., 2024, section 3).
 
-    No output changes (``start="identity"``), no parameter is renamed, and a checkpoint of the bare model still
-    loads. :func:`describe` says where the block goes.
+    No output changes (``start="identity"``), no parameter is renamed, and a checkpoint of the bare model
+    still loads. :func:`describe` says where the block goes.
 
     Args:
-        model: returns logits (B, K), or (B, T, K) or (B·T, K) with an answer for each frame of a clip. Bare or
-            wrapped; evaluation mode is used and put back.
+        model: returns logits (B, K), or (B, T, K) or (B·T, K) with an answer for each frame of a clip. Bare
+            or wrapped; evaluation mode is used and put back.
         example: one batch: a tensor, a tuple of arguments or a dict of keyword arguments.
-        at: the module whose output is the feature map, when the automatic choice is wrong; or
-            {stream name: module} for several.
+        at: the module whose output is the feature map, when the automatic choice is wrong; or {stream
+            name: module} for several.
         reduction: r of the block's bottleneck.
         start: ``"identity"``, or ``"paper"`` for the usual initialisation with F' = s·F.
         layout: ``"BC*"`` or ``"B*C"`` when the shape of the map can be read both ways.
@@ -99,8 +99,8 @@ def attach_se(
         The block, or {stream name: block}.
 
     Raises:
-        ValueError: no spatial map, several side by side, an unknown module, an example that does not fit, blocks
-            attached before, or ``per_target`` with another head or several streams.
+        ValueError: no spatial map, several side by side, an unknown module, an example that does not fit,
+            blocks attached before, or ``per_target`` with another head or several streams.
     """
     options = BlockOptions(reduction, start, layout, grid, per_target)
     if not isinstance(at, Mapping):
@@ -114,8 +114,7 @@ def attach_se(
         raise ValueError(f"at={dict(at)}: every stream needs a module of its own")
     if per_target:
         raise ValueError(
-            f"per_target=True with the streams at={dict(at)}: one module is needed, whose map is averaged for the "
-            "classifier"
+            f"per_target=True with the streams at={dict(at)}: it needs one module, whose map is averaged"
         )
     return attach_blocks(model, example, at, dict.fromkeys(at, options))
 
@@ -218,8 +217,8 @@ def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayou
             if rectifies is not None and agrees(Linear(layer)(into.float()), logits):
                 return layer, rectifies
     raise ValueError(
-        f"per_target=True: what follows {site.name!r} is not global average pooling and one linear layer, so its "
-        "targets cannot have gates of their own: use per_target=False, or name the averaged map with at="
+        f"per_target=True: what follows {site.name!r} is not global average pooling and linear: use "
+        "per_target=False, or name the averaged map with at="
     )
 
 
@@ -269,7 +268,8 @@ def _forget_compiled() -> None:
 
 
 def describe(model: nn.Module, example: Inputs) -> None:
-    """Print where the SE block of a model stands, or would go: site, layout, channels, grid, head, alternatives.
+    """Print where the SE block of a model stands, or would go: site, layout, channels, grid, head,
+    alternatives.
 
     Raises:
         ValueError: as :func:`attach_se`.
@@ -307,5 +307,5 @@ def _head_of(model: nn.Module, example: Inputs, site: Site) -> str:
         except ValueError:
             return "not global average pooling + linear: its influence is measured by running the head"
         first = "ReLU, " if rectifies else ""
-        return f"{first}global average pooling + linear ({layer.in_features} -> {layer.out_features}): closed form"
+        return f"{first}global average pooling + linear to {layer.out_features} logits: closed form"
     return "its influence is measured by running the head"

@@ -42,16 +42,17 @@ CHUNK = 2**24  # numbers of the maps that the head runs on at a time: 64 MB of f
 class Explanation:
     """What one forward pass says about a batch. Made by :func:`explain`.
 
-    Of a model that answers once a frame, a target, the influence and the maps are each frame's own: (B, C) and
-    (B, *space) stand for (B, C, T) and (B, T, h, w) then. The gates are the clip's.
+    Of a model that answers once a frame, a target, the influence and the maps are each frame's own: (B, C)
+    and (B, *space) stand for (B, C, T) and (B, T, h, w) then. The gates are the clip's.
 
     Attributes:
         logits: (B, K) float32, or (B, T, K) with an answer a frame.
         gates: (B, C) float32, the SE vector s; (B, K, C) when every target has gates of its own.
         features: (B, C, *space) float32, the input F of the SE block, tokens laid out on their grid.
-        input_size: *space of the input, the default size of a heatmap; ``None`` when the inputs leave it open.
-        streams: {name: explanation} of a model with several SE blocks, else empty. The explanation itself is then
-            that of the block that ran last, on the fused features.
+        input_size: *space of the input, the default size of a heatmap; ``None`` when the inputs leave it
+            open.
+        streams: {name: explanation} of a model with several SE blocks, else empty. The explanation itself is
+            then that of the block that ran last, on the fused features.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class Explanation:
         """(B,) or (B, T) index of the largest logit."""
         return self.logits.argmax(-1)
 
-    # ---- heatmaps --------------------------------------------------------------------------------------------
+    # ---- heatmaps
+    # --------------------------------------------------------------------------------------------
 
     def heatmap(
         self,
@@ -93,11 +95,11 @@ class Explanation:
         """The heatmap (B, *size) in [0, 1]; ``size`` defaults to the input's.
 
         Args:
-            method: ``"influence"``: the channels weighted by their effect on the target's logit; evidence against
-                the target is cut off at zero. ``"gate"``: weighted by their gates. ``"top-gate"``: the paper, the
-                mean of the maps whose gates stand out.
-            target: class index, one per sample or one for all; the predicted class by default. Only "influence"
-                depends on it, unless every target has gates of its own.
+            method: ``"influence"``: the channels weighted by their effect on the target's logit; evidence
+                against the target is cut off at zero. ``"gate"``: weighted by their gates. ``"top-gate"``:
+                the paper, the mean of the maps whose gates stand out.
+            target: class index, one per sample or one for all; the predicted class by default. Only
+                "influence" depends on it, unless every target has gates of its own.
             select: which channels take part, by the method's own ranking; see :mod:`selib.select`.
             over: with an answer a frame, "influence" on each frame's answer, or on that of the whole clip.
 
@@ -121,22 +123,21 @@ class Explanation:
     ) -> Tensor:
         """The heatmap before resizing and scaling: (B, *space), in units of the logit for "influence".
 
-        For "influence" and global average pooling + linear it is Σ_c w[k,c]·s[c]·F[c]: its mean over space is the
-        target's logit minus its bias. For another head each channel's influence is spread over space in
+        For "influence" and global average pooling + linear it is Σ_c w[k,c]·s[c]·F[c]: its mean over space is
+        the target's logit minus its bias. For another head each channel's influence is spread over space in
         proportion to the channel's map, or put where its maximum stands if the head reads nothing else.
 
-        With an answer a frame, each frame's influence is spread over that frame; it is interpolated where the map
-        has another number of frames. With ``over="clip"`` it is the influence on the mean over the frames, spread
-        over time as well: a recurrent head answers in one frame for what was seen in another, and this map says
-        where *and when*.
+        With an answer a frame, each frame's influence is spread over that frame; it is interpolated where the
+        map has another number of frames. With ``over="clip"`` it is the influence on the mean over the
+        frames, spread over time as well: a recurrent head answers in one frame for what was seen in another,
+        and this map says where *and when*.
         """
         if over not in ("frame", "clip"):
             raise ValueError(f'over={over!r} is unknown: use "frame" or "clip"')
         if self.features.ndim < 3:
+            where = f"; heatmaps are in streams: {', '.join(self.streams)}" if self.streams else ""
             raise ValueError(
-                "the SE block sits on a vector (B, C), which has no positions: there is no heatmap, only gates and "
-                "influence"
-                + (f"; heatmaps are in streams: {', '.join(self.streams)}" if self.streams else "")
+                "the SE block sits on a vector (B, C): there is no heatmap, only gates and influence" + where
             )
         head, maps = self._head, self._read_maps()
         if method == "influence" and head.linear is not None:
@@ -166,10 +167,11 @@ class Explanation:
             return self.features.relu() if self._head.rectifies else self.features
         return self.features
 
-    # ---- channels --------------------------------------------------------------------------------------------
+    # ---- channels
+    # --------------------------------------------------------------------------------------------
 
     def gates_of(self, target: Target = None) -> Tensor:
-        """The SE vector (B, C) before the target's logit: the same for all, unless each target has its own."""
+        """The SE vector (B, C) of the target: the same for all, unless each target has its own."""
         if self.gates.ndim == 2:
             return self.gates
         return self.gates[torch.arange(len(self.gates), device=self.gates.device), self._targets(target)]
@@ -183,7 +185,8 @@ class Explanation:
     def selected(
         self, method: Method = "influence", target: Target = None, select: Select | None = None
     ) -> Tensor:
-        """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for "top-gate", else all.
+        """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for
+        "top-gate", else all.
 
         By influence, every frame has channels of its own.
         """
@@ -200,9 +203,9 @@ class Explanation:
     def influence(self, target: Target = None) -> Tensor:
         """How much the target's logit falls when one gate is set to zero and the others stay: (B, C).
 
-        Exact for any head. For global average pooling + linear it is w[k,c]·s[c]·mean(F[c]) and costs nothing;
-        any other head runs C times, without the network before it. A gate is zero for the whole clip: (B, C, T)
-        is the fall in each of its frames.
+        Exact for any head. For global average pooling + linear it is w[k,c]·s[c]·mean(F[c]) and costs
+        nothing; any other head runs C times, without the network before it. A gate is zero for the whole
+        clip: (B, C, T) is the fall in each of its frames.
         """
         targets = self._targets(target)
         key = tuple(targets.flatten().tolist())
@@ -266,8 +269,8 @@ class Explanation:
 
         Args:
             target: as of :meth:`influence`.
-            names: the modalities in the order of their segments, which are equally wide, or {name: channels}; by
-                default the model's attribute ``modalities``.
+            names: the modalities in the order of their segments, which are equally wide, or {name: channels};
+                by default the model's attribute ``modalities``.
 
         Raises:
             ValueError: names that do not fit the channels, or none and a model that does not say them.
@@ -303,7 +306,8 @@ class Explanation:
         return given if by_frame else given.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-# ---- explaining ----------------------------------------------------------------------------------------------
+# ---- explaining
+# ----------------------------------------------------------------------------------------------
 
 _OTHER_HEAD = (
     "the head is no longer the linear layer that the gates of each target were attached to: call "
@@ -315,13 +319,13 @@ def explain(model: nn.Module, inputs: Inputs) -> Explanation:
     """Explain a batch with one forward pass and no gradients.
 
     Args:
-        model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own, of which
-            the last one is read.
+        model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own, of
+            which the last one is read.
         inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
 
     Raises:
-        ValueError: the model has no SE block, does not return logits (B, K) or (B, T, K), or has another head than
-            its block was attached to.
+        ValueError: the model has no SE block, does not return logits (B, K) or (B, T, K), or has another head
+            than its block was attached to.
     """
     with SEExplainer(model) as explainer:
         return explainer(inputs)

@@ -32,8 +32,8 @@ class FeatureCache:
     Attributes:
         maps: (N, …) F as the head reads it, rectified and pooled where that changes nothing.
         squeezed: (N, C) z, what the SE block reads.
-        scales: (N, C) the scale of the maps in that pass: 1 for a block at its identity start; (N, K, C) where
-            the outputs had different ones.
+        scales: (N, C) the scale of the maps in that pass: 1 for a block at its identity start; (N, K, C)
+            where the outputs had different ones.
         logits: (N, K) of the network in that pass, or (N, T, K) with an answer a frame.
         targets: (N,) or (N, K) when the loader has them, (N, T) of frames.
         seconds: how long the pass took.
@@ -48,7 +48,9 @@ class FeatureCache:
     seconds: float
 
     def run(self, scales: Tensor, rows: Tensor | slice = slice(None), batch: int = 1024) -> Tensor:
-        """Logits (n, K) of the cached maps times ``scales`` (n, C), or (n, K, C) and (n, 1, C) for each output."""
+        """Logits (n, K) of the cached maps times ``scales`` (n, C), or (n, K, C) and (n, 1, C) for each
+        output.
+        """
         parts = []
         for maps, scale in zip(self.maps[rows].split(batch), scales.split(batch), strict=True):
             if scale.ndim == 2:
@@ -66,7 +68,7 @@ class FeatureCache:
         """
         if self.head.linear is None:
             raise ValueError(
-                "the head is not global average pooling + linear: use selib.explain(model, images).influence()"
+                "the head is not global average pooling + linear: use selib.explain(…).influence()"
             )
         images, outputs = self.logits.shape
         if target is not None and not 0 <= target < outputs:
@@ -104,8 +106,8 @@ def cache_features(
         gated: False holds the block at scale 1 meanwhile: the network that was there before ``fit_gates``.
 
     Raises:
-        ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, clips that differ
-            in length, or maps beyond the memory limit.
+        ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, clips that
+            differ in length, or maps beyond the memory limit.
     """
     started = time.perf_counter()
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -158,8 +160,8 @@ def _check_lengths(logits: Iterable[Tensor]) -> None:
     lengths = {one.shape[1] for one in logits if one.ndim == 3}
     if len(lengths) > 1:
         raise ValueError(
-            f"clips of {min(lengths)} to {max(lengths)} frames: to be kept in memory they must be equally long; cut "
-            'them alike, or attach with at={"…": module} and use fit_stream_gates'
+            f"clips of {min(lengths)} to {max(lengths)} frames: to be kept in memory they must be equally "
+            'long; cut them alike, or attach with at={"…": module} and use fit_stream_gates'
         )
 
 
@@ -175,7 +177,8 @@ def channel_test(
     rows: Tensor | slice = slice(None),
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Are the top channels sufficient and necessary? Which samples stay right with only them, and without them.
+    """Are the top channels sufficient and necessary? Which samples stay right with only them, and without
+    them.
 
     Args:
         task: ``"multilabel"`` where every output is a decision of its own.
@@ -186,12 +189,13 @@ def channel_test(
 
     Returns:
         Bool (n,) each, for ``multilabel`` (n, K): ``original`` and ``gated`` (all channels), ``only_top`` and
-        ``without_top`` in the gated network, ``original_only_top`` and ``original_without_top`` in the ungated one,
-        and there also ``random_only`` and ``random_without``, as many channels drawn at random for each sample.
+        ``without_top`` in the gated network, ``original_only_top`` and ``original_without_top`` in the
+        ungated one, and there also ``random_only`` and ``random_without``, as many channels drawn at random
+        for each sample.
 
     Raises:
-        ValueError: an unknown task, or channels for each output with a head that is not global average pooling +
-            linear.
+        ValueError: an unknown task, or channels for each output with a head that is not global average
+            pooling + linear.
     """
     check_task(task)
     rule = select or TopFraction(0.10)

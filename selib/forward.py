@@ -1,7 +1,8 @@
 """Run a model as it is, or only its head: the part that follows the gates, on any number of feature maps.
 
-No model is cut in two. It runs on one sample, and in place of the module that makes the gated map stands one that
-returns other maps, as many as are asked for. What is beside the map runs on the one sample, what follows on all.
+No model is cut in two. It runs on one sample, and in place of the module that makes the gated map stands one
+that returns other maps, as many as are asked for. What is beside the map runs on the one sample, what follows
+on all.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _CHANGED = (
 )
 
 
-# ---- the whole model ---------------------------------------------------------------------------------------
+# ---- the whole model ----------
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -172,7 +173,7 @@ def hooked(*hooks: tuple[nn.Module, Callable[..., Any]]) -> Iterator[None]:
         yield
 
 
-# ---- recognising global average pooling + linear -----------------------------------------------------------
+# ---- recognising global average pooling + linear ----------
 
 
 def agrees(got: Tensor, want: Tensor, like: Tensor | None = None) -> bool:
@@ -210,7 +211,7 @@ def reads_mean(x: Tensor, layout: Layout, into: Tensor) -> bool | None:
     return None
 
 
-# ---- the head ----------------------------------------------------------------------------------------------
+# ---- the head ----------
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,8 @@ class Head:
     Attributes:
         linear: the closed form when the head is global average pooling + linear, else ``None``.
         rectifies: the head begins with a ReLU, so that only the positive part of the map counts (DenseNet).
-        reads: the head reads of the map, or of each frame of it, only the ``"mean"`` or the ``"max"`` over space.
+        reads: the head reads of the map, or of each frame of it, only the ``"mean"`` or the ``"max"`` over
+            space.
         shared: the head reads nothing but this map, so any sample's inputs do for all.
         frames: T of a model that answers once a frame, else ``None``.
         time: which axis of the map's space is time there, ``None`` where there is none.
@@ -299,7 +301,7 @@ class Head:
 
     @cached_property
     def scaled(self) -> Tensor:
-        """F', or F where the targets have gates of their own. Not the module's: a ReLU may have changed it."""
+        """F', computed anew: a ReLU may have changed the module's. F where targets have their own gates."""
         if self._gates.ndim == 3:
             return self._raw
         return scaled(self._raw, self._gates, self.gain, self.layout)
@@ -401,14 +403,14 @@ class Head:
         return self._run(rows, sample).float()
 
     def per_target(self, maps: Tensor, scales: Tensor) -> Tensor:
-        """Logits (n, K) of maps (n, …) under scales (n, K, C), one set for each target; differentiable in them.
+        """Logits (n, K) of maps (n, …) under scales (n, K, C), one set for each target; differentiable in
+        them.
 
         Raises:
             ValueError: the head is not global average pooling + linear.
         """
         if self.linear is None:
             raise ValueError(
-                "the head is not global average pooling + linear, so its targets cannot have scales (n, K, C) "
-                "of their own: give (n, C)"
+                "the head is not global average pooling + linear: give scales (n, C) for all targets"
             )
         return self.linear(self.effective(maps).flatten(1).float()[:, None] * scales)

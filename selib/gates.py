@@ -1,16 +1,18 @@
-"""Sparse, label-free gates: make the SE vector of a trained network say which channels its predictions rest on.
+"""Sparse, label-free gates: make the SE vector of a trained network say which channels its predictions rest
+on.
 
 The network is frozen. Only the SE block learns, to keep the network's own predictions with few open gates:
 
     loss = KL( softmax(y_original) || softmax(y_gated) ) + λ · mean(s)
 
-Where every output is a decision of its own (``task="multilabel"``), the divergences of the K decisions are summed:
-λ then weighs the same however many outputs there are. Where every output has gates of its own, so has λ:
+Where every output is a decision of its own (``task="multilabel"``), the divergences of the K decisions are
+summed: λ then weighs the same however many outputs there are. Where every output has gates of its own, so has
+λ:
 
-    loss = Σ_k KL( Bernoulli(σ(y_k)) || Bernoulli(σ(ŷ_k)) ) + λ · mean(s)       per target: + λ · Σ_k mean(s_k)
+    loss = Σ_k KL( Bernoulli(σ(y_k)) || Bernoulli(σ(ŷ_k)) ) + λ · mean(s)    per target: λ · Σ_k mean(s_k)
 
-No labels are used. The feature maps are computed once, pooled where the head allows it, so a fit takes seconds.
-Of a model that answers once a frame, the divergence is the mean over the frames.
+No labels are used. The feature maps are computed once, pooled where the head allows it, so a fit takes
+seconds. Of a model that answers once a frame, the divergence is the mean over the frames.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from selib.se import SEBlock, TargetSEBlock
 class GateReport:
     """What :func:`fit_gates` reached, on held-out images, against the network's own predictions (no labels).
 
-    All figures but the last three are shares: ``open_gates`` of gates above ½; ``only_top`` and ``without_top`` of
-    the predictions kept when only the top decile of gates is left, or is removed, in the gated network; the
-    ``original_`` ones with the same channels in the ungated network, and the ``random_`` ones with as many random
-    channels there.
+    All figures but the last three are shares: ``open_gates`` of gates above ½; ``only_top`` and
+    ``without_top`` of the predictions kept when only the top decile of gates is left, or is removed, in the
+    gated network; the ``original_`` ones with the same channels in the ungated network, and the ``random_``
+    ones with as many random channels there.
 
-    For ``multilabel`` the agreement is over decisions, each output's yes or no; ``agreement_positive`` is over those
-    that were yes, since no need not rest on any channel.
+    For ``multilabel`` the agreement is over decisions, each output's yes or no; ``agreement_positive`` is
+    over those that were yes, since no need not rest on any channel.
     """
 
     sparsity: float
@@ -83,25 +85,27 @@ def fit_gates(
 ) -> GateReport:
     """Train only the SE block to keep the network's own predictions with as few open gates as possible.
 
-    The block is attached first if there is none, and started anew. The loader should not augment the images; its
-    labels are ignored. One image in ten is held out for the report. The network's weights, mode and gradients are
-    untouched. The gated network is F' = s·F.
+    The block is attached first if there is none, and started anew. The loader should not augment the images;
+    its labels are ignored. One image in ten is held out for the report. The network's weights, mode and
+    gradients are untouched. The gated network is F' = s·F.
 
     Args:
         model: a trained network with one SE block or none; for several see :func:`selib.fit_stream_gates`.
         loader: yields inputs or (inputs, labels); or the :class:`selib.FeatureCache` of an earlier pass.
         sparsity: λ.
-        agreement: instead of λ, the sparsest gates that keep this share of the predictions on held-out images.
+        agreement: instead of λ, the sparsest gates that keep this share of the predictions on held-out
+            images.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
         per_target: attach gates for each output; the head must be global average pooling + linear.
         epochs: passes over the cached features, by default enough for about 1,000 steps.
-        reduction: r of the block, when it is attached here; by default 1, and 4 for ``per_target``. To know which
-            channels a prediction rests on, the block must know the prediction: a bottleneck narrower than the
-            number of classes costs agreement, but each of many blocks has one decision to know.
+        reduction: r of the block, when it is attached here; by default 1, and 4 for ``per_target``. To know
+            which channels a prediction rests on, the block must know the prediction: a bottleneck narrower
+            than the number of classes costs agreement, but each of many blocks has one decision to know.
 
     Raises:
-        ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of several
-            lengths, several SE blocks, or ``per_target`` with an attached block that all outputs share.
+        ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of
+            several lengths, several SE blocks, or ``per_target`` with an attached block that all outputs
+            share.
     """
     check_fit(task, sparsity, epochs)
     if agreement is not None and not 0 < agreement < 1:
@@ -131,7 +135,7 @@ def _features_of(
     seed: int,
     progress: bool,
 ) -> FeatureCache:
-    """What the gates are fitted on; a block is attached if there is none, and taken out again after an error."""
+    """What the gates are fitted on; a block that is attached here is taken out again after an error."""
     fresh = False
     if not isinstance(loader, FeatureCache) and not attached(model):
         fresh = True

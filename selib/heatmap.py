@@ -16,7 +16,8 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def at_maxima(features: Tensor, time: int | None = None) -> Tensor:
-    """What a head reads that takes nothing of a channel's map but its maximum: that value where it stands, zero elsewhere.
+    """What a head reads that takes nothing of a channel's map but its maximum: that value where it stands,
+    zero elsewhere.
 
     Args:
         features: (B, C, *space).
@@ -40,8 +41,8 @@ def spread(maps: Tensor, influence: Tensor, time: int | None) -> Tensor:
         time: the axis of ``space`` that is time.
 
     Returns:
-        (B, *space), whose mean over the other axes is, frame by frame, the sum of the influence of the channels
-        that are not zero there.
+        (B, *space), whose mean over the other axes is, frame by frame, the sum of the influence of the
+        channels that are not zero there.
     """
     if time is None:
         maps, influence = maps[:, :, None], influence.mean(2, keepdim=True)
@@ -75,7 +76,8 @@ def normalize(maps: Tensor) -> Tensor:
     if bool((size > torch.finfo(flat.dtype).max / 2).any()):  # high - low of two huge numbers would overflow
         flat, low, high = (values / 4 for values in (flat, low, high))
     span = high - low
-    # Few passes, and in place: a clip is a million numbers, and every copy of them takes longer than the head.
+    # Few passes, and in place: a clip is a million numbers, and every copy of them takes longer than the
+    # head.
     scaled = torch.sub(flat, low).div_(span.where(~constant, torch.ones_like(span)))
     if bool(constant.any()):
         scaled.masked_fill_(constant, 0)
@@ -91,7 +93,8 @@ def _bicubic(before: int, after: int) -> Tensor:
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize maps (B, *space) to ``size``: linear in 1-D, bicubic in 2-D, linear in time then bicubic in 3-D (B, T, H, W).
+    """Resize maps (B, *space) to ``size``: linear in 1-D, bicubic in 2-D, linear in time then bicubic in 3-D
+    (B, T, H, W).
 
     Bicubic interpolation overshoots; values are clamped to the range of each input map.
 
@@ -118,7 +121,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
                 .movedim(2, 1)
                 .unflatten(2, maps.shape[2:])
             )
-        # Both image axes as matrices: for the many small maps of a clip several times as fast as F.interpolate.
+        # Both image axes as matrices: for the many small maps of a clip several times as fast as
+        # F.interpolate.
         down, across = (_bicubic(n, m).to(x.device) for n, m in zip(maps.shape[2:], size[1:], strict=True))
         x = down @ x @ across.T
     return x.clamp_(low, high)
@@ -130,8 +134,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 def time_axis(space: Sequence[int], frames: int) -> int | None:
     """Which axis of a map's *space is time, where the model answers once for each of ``frames`` frames.
 
-    The first of three axes, the only one of one; None of none. Of two (a spectrogram) the one of T moments, or
-    of a multiple or fraction of T; the last where both are, as torchaudio lays them out.
+    The first of three axes, the only one of one; None of none. Of two (a spectrogram) the one of T moments,
+    or of a multiple or fraction of T; the last where both are, as torchaudio lays them out.
     """
     if len(space) != 2:
         return 0 if space else None

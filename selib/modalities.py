@@ -1,4 +1,4 @@
-"""How much each modality counts, from gates on features that stand side by side, a segment of channels each."""
+"""How much each modality counts, from gates on features side by side, a segment of channels each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Modalities:
     Attributes:
         names: the modalities.
         gates: (B, M) the mean SE value of each modality's segment, as the authors of BIAS read it.
-        influence: (B, M), or (B, M, T) with an answer a frame: how much the target's logit falls when all gates
-            of a segment are set to zero and the others stay. It need not add up over the modalities.
+        influence: (B, M), or (B, M, T) with an answer a frame: how much the target's logit falls when all
+            gates of a segment are set to zero and the others stay. It need not add up over the modalities.
         share: (B, M) the mean over time of the influence's magnitude, as a share of the modalities' sum.
         gate_share: (B, M) the gates as a share of their sum.
     """
@@ -32,7 +32,7 @@ class Modalities:
 
 
 def summarize(names: Sequence[str], member: Tensor, gates: Tensor, influence: Tensor) -> Modalities:
-    """Modalities from their channels ``member`` bool (M, C), the gates (B, C) and the influence (B, M[, T])."""
+    """Modalities from their channels bool (M, C), the gates (B, C) and the influence (B, M[, T])."""
     means = gates @ member.to(gates).T / member.sum(1)
     size = influence.abs().flatten(2).mean(2) if influence.ndim == 3 else influence.abs()
     return Modalities(tuple(names), means, influence, _shares(size), _shares(means))
@@ -58,8 +58,7 @@ def segments_of(names: Names | None, channels: int) -> dict[str, int]:
     """
     if names is None:
         raise ValueError(
-            "the model has no attribute modalities that names the segments of the fused channels: pass names=, in "
-            "their order"
+            "the model has no attribute modalities that names the segments of the fused channels: pass names="
         )
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"names={names!r}: give the modalities in the order of their channels")
@@ -71,7 +70,7 @@ def segments_of(names: Names | None, channels: int) -> dict[str, int]:
         return dict(names)
     if len(set(names)) < len(names) or channels % len(names):
         raise ValueError(
-            f"names={tuple(names)}: {channels} channels are not {len(names)} equal segments of different names; "
-            "pass {name: channels}"
+            f"names={tuple(names)}: {channels} channels are not {len(names)} equal segments of different "
+            "names; pass {name: channels}"
         )
     return dict.fromkeys(names, channels // len(names))

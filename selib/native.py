@@ -14,7 +14,8 @@ from selib.forward import Inputs, bare, call, evaluating, hooked
 def native_se(model: nn.Module, inputs: Inputs) -> str | None:
     """The name of the last SE block that the model itself has (MobileNetV3, EfficientNet, SENet …), or None.
 
-    It is known by what it does: its output is its input times the (B, C, 1, …) output of one of its submodules.
+    It is known by what it does: its output is its input times the (B, C, 1, …) output of one of its
+    submodules.
     """
     found = find_native(bare(model), inputs)
     return found[0] if found else None

@@ -1,4 +1,5 @@
-"""The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al. (2024).
+"""The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al.
+(2024).
 
 :class:`SEBlock` has one SE vector for all classes, :class:`TargetSEBlock` one for each.
 """
@@ -189,7 +190,8 @@ class TargetSEBlock(SEBlock):
     mean meets the weights of the linear layer: on each target's logit by itself.
 
     Args:
-        channels, reduction, start, layout, grid: see :class:`SEBlock`; every target has a bottleneck of its own.
+        channels, reduction, start, layout, grid: see :class:`SEBlock`; every target has a bottleneck of its
+            own.
         targets: K.
         rectifies: the head reads the mean of ReLU(F), and so does the squeeze (DenseNet).
     """
@@ -235,7 +237,8 @@ class TargetSEBlock(SEBlock):
     def logits(self, layer: nn.Linear, z: Tensor, output: Tensor) -> Tensor:
         """y (B, K) from z (B, C) and what the linear layer makes of it.
 
-        The difference to the gated logits is added, so that scales of 1 leave the output as it is, bit for bit.
+        The difference to the gated logits is added, so that scales of 1 leave the output as it is, bit for
+        bit.
         """
         gates = self.vector(self.gates(z))
         with torch.autocast(z.device.type, enabled=False):

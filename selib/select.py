@@ -16,7 +16,9 @@ class Select(Protocol):
     """A selection rule."""
 
     def mask(self, weights: Tensor) -> Tensor:
-        """Channel weights (B, C), or (B, K, C) of targets, -> bool alike, at least one True in every row unless the rule says otherwise."""
+        """Channel weights (B, C), or (B, K, C) of targets, -> bool alike, at least one True in every row
+        unless the rule says otherwise.
+        """
         ...
 
 
@@ -98,8 +100,10 @@ class Channels:
 class NormalQuantile:
     """The paper's rule: channels above mean + z·std of that sample's weights.
 
-    z = 1.2816 is the 90 % quantile of a normal distribution; std is that of the sample (n - 1), as ``torch.std`` has it. A row of
-    constant or saturated weights can leave nothing selected: such a row falls back to the exact quantile, with a warning.
+    z = 1.2816 is the 90 % quantile of a normal distribution; std is that of the sample (n - 1), as
+    ``torch.std`` has it. A row of
+    constant or saturated weights can leave nothing selected: such a row falls back to the exact quantile,
+    with a warning.
     """
 
     z: float = 1.2816
@@ -115,8 +119,8 @@ class NormalQuantile:
         if empty.any():
             rest = TopFraction(max(1 - NormalDist().cdf(self.z), 1e-9))
             warnings.warn(
-                f"the normal-quantile rule selected no channel for {int(empty.sum())} of {empty.numel()} samples (constant or "
-                f"saturated weights): the top {rest.q:.0%} were taken there instead",
+                f"the normal-quantile rule selected no channel for {int(empty.sum())} of {empty.numel()} "
+                f"samples (constant or saturated weights): the top {rest.q:.0%} were taken there instead",
                 stacklevel=3,
             )
             mask[empty] = rest.mask(weights[empty])

@@ -1,8 +1,8 @@
 """Find the feature map that feeds the classifier, by running the model, not by knowing it.
 
 It is the last map whose positions reach the output and that nothing bypasses. What reaches what is asked by
-changing a map a little and looking for what changes behind it. A copy of the model is asked: probing leaves no
-trace in the model itself.
+changing a map a little and looking for what changes behind it. A copy of the model is asked: probing leaves
+no trace in the model itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from selib.forward import Inputs, batch_size, call, evaluating, hooked, logits_o
 from selib.layout import MapLayout, Space, map_layout
 from selib.se import Layout, channels_first
 
-# ---- what the layers say about the channels ------------------------------------------------------------------
+# ---- what the layers say about the channels
+# ------------------------------------------------------------------
 
 _FIRST = (
     nn.Conv1d,
@@ -52,7 +53,7 @@ Noted = tuple[Layout, Tensor]
 
 @dataclass
 class _Seen:
-    """What one pass over the model shows: the outputs of its modules in order, and who reads and writes them."""
+    """What one pass over the model shows: its modules' outputs in order, and who reads and writes them."""
 
     outputs: list[tuple[str, Tensor]] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
@@ -88,7 +89,8 @@ def _note(notes: dict[int, Noted], tensor: Tensor, found: tuple[Layout, int] | N
         notes.setdefault(id(tensor), (found[0], tensor))
 
 
-# ---- candidates ----------------------------------------------------------------------------------------------
+# ---- candidates
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Site:
 
     Attributes:
         frames: the model answers once a frame.
-        grid_from: the module whose map (B, C, *space) lies on the grid of these tokens, "" where there is none.
+        grid_from: the module whose map (B, C, *space) lies on the grid of these tokens, "" where there is
+            none.
     """
 
     name: str
@@ -200,7 +203,8 @@ def candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> tuple[list[
     return list(sites.values()), list(unread.values())
 
 
-# ---- probing -------------------------------------------------------------------------------------------------
+# ---- probing
+# -------------------------------------------------------------------------------------------------
 
 
 class _Probe:
@@ -220,7 +224,9 @@ class _Probe:
         )  # of operators that are not exact
 
     def _run(self, changed: dict[str, Callable[[Tensor], Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits and a fingerprint of every site's map, with some maps changed and the held ones as they were."""
+        """Logits and a fingerprint of every site's map, with some maps changed and the held ones as they
+        were.
+        """
         marks: dict[str, Tensor] = {}
 
         def hook(name: str) -> Callable[..., Tensor]:
@@ -278,7 +284,9 @@ class _Probe:
         return [s for s in self.sites if s.name not in after and s.name != site.name]
 
     def feeds(self, site: Site) -> bool:
-        """Whether a map's positions reach the logits, and it is not the classifier's own output (SqueezeNet's)."""
+        """Whether a map's positions reach the logits, and it is not the classifier's own output
+        (SqueezeNet's).
+        """
         found = self.reached(site)
         if found.shape[-1] == site.layout.channels > 1 and bool(found.any()):
             return bool(self.reached(site, channel=0)[..., 1:].any())
@@ -288,11 +296,12 @@ class _Probe:
 def find_site(model: nn.Module, example: Inputs) -> Site:
     """The feature map that feeds the classifier: the last one whose positions reach the logits, unbypassed.
 
-    For a vision transformer with a class token that is the map before the last block: after it, only the class
-    token is read.
+    For a vision transformer with a class token that is the map before the last block: after it, only the
+    class token is read.
 
     Raises:
-        ValueError: if no spatial map feeds the output, or several do side by side (the candidates are listed).
+        ValueError: if no spatial map feeds the output, or several do side by side (the candidates are
+            listed).
     """
     model = a_copy(model)
     with evaluating(model), torch.random.fork_rng(devices=[]):
@@ -359,7 +368,8 @@ def named_site(model: nn.Module, example: Inputs, name: str) -> Site:
         called = len(outputs) != 1
         found = f"is called {len(outputs)} times" if called else f"returns {type(outputs[0]).__name__}"
         raise ValueError(
-            f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor (B, C, …)"
+            f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor "
+            "(B, C, …)"
         )
     output = outputs[0]
     shape = tuple(output.shape)

@@ -14,7 +14,7 @@ _JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack,
 
 
 class Beside(TorchFunctionMode):
-    """Lets the tensors of one sample stand beside the maps of many: they are repeated where both are joined."""
+    """Lets one sample's tensors stand beside the maps of many: they are repeated where both are joined."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _JOINS and args:

@@ -26,9 +26,9 @@ from selib.gates import check_fit, divergence, learning, stepper
 class StreamGateReport:
     """What :func:`fit_stream_gates` reached on batches held out from the fit.
 
-    ``agreement`` and ``agreement_positive`` are those of :class:`selib.GateReport`, over frames where there are any;
-    ``open_gates`` is, for each stream, the share of gates above ½; ``held_out`` counts images or clips, ``epochs``
-    the passes, ``seconds`` those of the whole.
+    ``agreement`` and ``agreement_positive`` are those of :class:`selib.GateReport`, over frames where there
+    are any; ``open_gates`` is, for each stream, the share of gates above ½; ``held_out`` counts images or
+    clips, ``epochs`` the passes, ``seconds`` those of the whole.
     """
 
     sparsity: float
@@ -55,24 +55,25 @@ def fit_stream_gates(
     seed: int = 0,
     progress: bool = False,
 ) -> StreamGateReport:
-    """Train the SE blocks that ``attach_se(model, example, at={stream: module})`` attached; see :func:`selib.fit_gates`.
+    """Train the SE blocks that ``attach_se(model, example, at={stream: module})`` attached; see
+    :func:`selib.fit_gates`.
 
     Args:
-        loader: can be iterated again and gives the same batches; one in ten of them is held out. Clips may differ in
-            length from batch to batch.
+        loader: can be iterated again and gives the same batches; one in ten of them is held out. Clips may
+            differ in length from batch to batch.
         sparsity: λ.
         epochs: passes over the loader, by default enough for about 300 steps.
 
     Raises:
-        ValueError: an argument out of range, no blocks, fewer than two batches, or a loader that gives its batches
-            only once.
+        ValueError: an argument out of range, no blocks, fewer than two batches, or a loader that gives its
+            batches only once.
     """
     check_fit(task, sparsity, epochs)
     once = isinstance(loader, Iterator)
     if once:
         raise ValueError(
-            "the loader is an iterator, which gives its batches once, but several SE blocks are fitted in several "
-            "passes: give what can be iterated again, such as a DataLoader or a list"
+            "the loader is an iterator, which gives its batches once, but several SE blocks take several "
+            "passes: give a DataLoader or a list"
         )
     fit = _Fit(bare(model), loader, task)
     epochs = epochs or max(1, round(300 / (len(fit.teachers) - len(fit.held))))

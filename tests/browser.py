@@ -1,4 +1,6 @@
-"""Find a Chromium for the browser tests, or install one: `python tests/browser.py` prints its path, or why there is none."""
+"""Find a Chromium for the browser tests, or install one: `python tests/browser.py` prints its path, or why
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def find() -> str | None:
 
 
 def install() -> str | None:
-    """Playwright's own Chromium, else the distribution's where we may: its path, None where neither can be had."""
+    """Playwright's own Chromium, else the distribution's where we may: its path, None where neither can be
+    had.
+    """
     attempts = [[[sys.executable, "-m", "playwright", "install", "chromium"]]]
     if shutil.which("apt-get") and os.geteuid() == 0:
         attempts.append(

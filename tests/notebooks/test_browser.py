@@ -1,4 +1,6 @@
-"""The explorer in a real JupyterLab in a real browser: run a notebook, turn its knobs, and look whether the picture follows."""
+"""The explorer in a real JupyterLab in a real browser: run a notebook, turn its knobs, and look whether the
+picture follows.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    # What make test shares between its runs of the notebooks is taken over; alone, the test has places of its own.
+    # What make test shares between its runs of the notebooks is taken over; alone, the test has places of
+    # its own.
     own = {"SELIB_DATA": folder / "data", "SELIB_CHECKPOINTS": folder / "checkpoints"}
     env = {name: str(path) for name, path in own.items()} | dict(os.environ)
     env |= {
@@ -108,7 +111,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.5)
         else:
             pytest.fail(f"JupyterLab does not answer: {(folder / 'lab.log').read_text()[-2000:]}")
-        # A workspace each: in a shared one JupyterLab opens the notebooks of the tests before beside this one.
+        # A workspace each: in a shared one JupyterLab opens the notebooks of the tests before beside this
+        # one.
         yield f"{address}/lab/workspaces/{{name}}/tree/notebooks/{{name}}.ipynb?token={token}"
     finally:
         server.terminate()
@@ -216,7 +220,9 @@ class Notebook:
         return self.pixels()
 
     def burst(self, label: str, key: str, times: int) -> int:
-        """Many key presses at one stroke on a slider, faster than anyone can draw: how often was the SE vector drawn anew?"""
+        """Many key presses at one stroke on a slider, faster than anyone can draw: how often was the SE
+        vector drawn anew?
+        """
         count = """box => { window.drawn = 0; const gates = box.querySelector('svg[role=img]').closest('.widget-html-content');
             new MutationObserver(() => window.drawn++).observe(gates, {childList: true}) }"""
         self.box.evaluate(count)
@@ -264,7 +270,8 @@ def test_quickstart(lab: str, pages: Any) -> None:
     book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())  # drops the first channel
     assert book.knob("channels").locator("select").input_value() == "picked by hand"
     book.changes(lambda: book.box.get_by_role("button", name="next").click())
-    # A burst of moves: most are never drawn, the last one remains, and is what the same place shows when it is reached in peace.
+    # A burst of moves: most are never drawn, the last one remains, and is what the same place shows when it
+    # is reached in peace.
     book.knob("channels").locator("select").select_option("top share")
     book.slide("top share", "End")
     book.settled()

@@ -20,7 +20,8 @@ from selib.forward import attached, bare, call, logits_of
 from selib.layout import map_layout
 from selib.site import find_site
 
-# ---- the site --------------------------------------------------------------------------------------------------------------
+# ---- the site
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -143,7 +144,7 @@ def test_reading_shapes(shape: tuple[int, ...], inputs: list[tuple[int, ...]], e
     assert (None if found is None else (found.layout, found.channels, found.prefix, found.grid)) == expected
 
 
-# ---- several streams ---------------------------------------------------------------------------------------------------------
+# ---- several streams ----------
 
 
 def two_streams() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -201,7 +202,7 @@ def test_bad_streams_leave_the_model_alone(at: dict[str, str]) -> None:
     attach_se(model, example, at="face_encoder")
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------------
+# ---- options ----------
 
 
 def test_options_reach_the_block() -> None:
@@ -255,7 +256,7 @@ def test_training_goes_through_the_block() -> None:
     assert block.fc2.weight.grad is not None and block.fc2.weight.grad.abs().max() > 0
 
 
-# ---- copies, files, wrappers ---------------------------------------------------------------------------------------------------
+# ---- copies, files, wrappers ----------
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "sequential"])
@@ -362,7 +363,7 @@ def test_distributed_data_parallel(tmp_path: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
-# ---- errors --------------------------------------------------------------------------------------------------------------------
+# ---- errors ----------
 
 
 def one_line(error: pytest.ExceptionInfo[ValueError]) -> str:

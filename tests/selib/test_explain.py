@@ -66,7 +66,8 @@ def ablated(model: nn.Module, example: Any, block: SEBlock, channels: list[int],
     return torch.stack(columns, 1)
 
 
-# ---- influence ---------------------------------------------------------------------------------------------------------------
+# ---- influence
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -213,7 +214,7 @@ def test_a_head_that_does_not_give_the_logits_back_is_an_error() -> None:
         ex.influence()
 
 
-# ---- heatmaps ------------------------------------------------------------------------------------------------------------------
+# ---- heatmaps ----------
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -279,7 +280,7 @@ def test_tokens_are_laid_out_on_their_grid_without_the_class_token() -> None:
     assert torch.equal(ex.features[:, :, 1, 2], seen[0][:, 1 + 4 + 2])
 
 
-# ---- targets and errors ----------------------------------------------------------------------------------------------------------
+# ---- targets and errors ----------
 
 
 def test_targets() -> None:
@@ -341,11 +342,11 @@ def test_a_vector_has_gates_and_influence_but_no_heatmap() -> None:
     assert ex.features.shape == (3, 6) and torch.allclose(ex.gates, block.gates(ex.features))
     targets = torch.tensor([0, 1, 2])
     assert close(ex.influence(targets), ablated(model, example, block, list(range(6)), targets), ex.logits)
-    with pytest.raises(ValueError, match=r"sits on a vector \(B, C\), which has no positions"):
+    with pytest.raises(ValueError, match=r"sits on a vector \(B, C\): there is no heatmap"):
         ex.heatmap()
 
 
-# ---- several streams -----------------------------------------------------------------------------------------------------------
+# ---- several streams ----------
 
 
 def test_streams() -> None:
@@ -381,7 +382,7 @@ def test_one_named_stream_is_a_stream() -> None:
     assert ex.streams["image"].heatmap().shape == (3, 32, 32)
 
 
-# ---- blocks that the model was born with ---------------------------------------------------------------------------------------
+# ---- blocks that the model was born with ----------
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_an_attached_block_goes_before_a_native_one() -> None:
     assert native_se(zoo.build("resnet")[0], example) is None
 
 
-# ---- the model is left as it was -----------------------------------------------------------------------------------------------
+# ---- the model is left as it was ----------
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg", "gru head", "two inputs"])
@@ -510,7 +511,7 @@ def test_the_explanation_follows_training() -> None:
     assert (after.gates > before.gates).any() and torch.equal(after.gates, explain(model, example).gates)
 
 
-# ---- precision and wrappers ------------------------------------------------------------------------------------------------------
+# ---- precision and wrappers ----------
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg", "vit", "convnext"])

@@ -1,4 +1,6 @@
-"""Models that answer once a frame: hand oracles, ablation of the whole model, modalities, training, gates, and Light-ASD rebuilt."""
+"""Models that answer once a frame: hand oracles, ablation of the whole model, modalities, training, gates,
+and Light-ASD rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from selib.stream_gates import StreamGateReport, fit_stream_gates
 from selib.train import attribute_scores, evaluate, fit, predict
 from studies.networks import build
 
-# ---- models ------------------------------------------------------------------------------------------------------------------
+# ---- models
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class Gru(nn.Module):
@@ -201,7 +204,7 @@ def each(n: int) -> list[list[int]]:
     return [[i] for i in range(n)]
 
 
-# ---- what shapes mean ----------------------------------------------------------------------------------------------------------
+# ---- what shapes mean ----------
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_the_place_is_found_without_a_name() -> None:
     assert isinstance(ex, Explanation) and ex.heatmap().shape == (2, 7)
 
 
-# ---- influence -----------------------------------------------------------------------------------------------------------------
+# ---- influence ----------
 
 
 class PerFrame(nn.Module):
@@ -473,7 +476,7 @@ def test_a_model_that_is_random_in_evaluation_is_an_error() -> None:
         explain(model, clips()).influence()
 
 
-# ---- maps ----------------------------------------------------------------------------------------------------------------------
+# ---- maps ----------
 
 
 def test_each_frames_influence_is_spread_over_that_frame() -> None:
@@ -659,7 +662,7 @@ def test_sizes_come_from_the_input_of_that_name() -> None:
         explain(model, x).streams["a"].heatmap()
 
 
-# ---- targets -------------------------------------------------------------------------------------------------------------------
+# ---- targets ----------
 
 
 def test_targets_of_clips_and_of_frames() -> None:
@@ -683,7 +686,7 @@ def test_targets_of_clips_and_of_frames() -> None:
             ex.influence(target)
 
 
-# ---- batch mates ---------------------------------------------------------------------------------------------------------------
+# ---- batch mates ----------
 
 
 @pytest.mark.parametrize("head", [Gru, Cells])
@@ -705,7 +708,7 @@ def test_batch_mates_do_not_matter(head: type[nn.Module]) -> None:
     ).abs().max() <= 1e-5
 
 
-# ---- modalities ----------------------------------------------------------------------------------------------------------------
+# ---- modalities ----------
 
 
 def test_modalities_against_captum() -> None:
@@ -829,7 +832,7 @@ def test_a_model_that_does_not_name_its_modalities() -> None:
         explain(model, x).modalities()
 
 
-# ---- training and evaluation -----------------------------------------------------------------------------------------------------
+# ---- training and evaluation ----------
 
 
 class Loader:
@@ -1026,7 +1029,7 @@ def test_a_detector_with_blocks_that_differ_goes_to_a_file_and_back(tmp_path: Pa
     assert torch.equal(run(again, x), run(model, x)) and meta["task"] == "multilabel"
 
 
-# ---- gates without labels --------------------------------------------------------------------------------------------------------
+# ---- gates without labels ----------
 
 
 def batches(count: int = 6, frames: int = 7) -> list[Any]:
@@ -1380,7 +1383,7 @@ def test_light_asd_is_explained_without_editing_it(light_asd: Any, place: str) -
     assert not any("forward" in vars(m) for m in model.modules())
 
 
-# ---- our own detector ------------------------------------------------------------------------------------------------------------
+# ---- our own detector ----------
 
 
 def test_the_compact_detector_is_explained_in_all_its_streams() -> None:

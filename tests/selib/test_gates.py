@@ -1,4 +1,6 @@
-"""Sparse label-free gates: on a planted problem they must find exactly what was planted, and touch nothing else."""
+"""Sparse label-free gates: on a planted problem they must find exactly what was planted, and touch nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def batches(x: Tensor, labels: Tensor | None = None, size: int = 100) -> list[An
 FAST: dict[str, Any] = {"epochs": 40, "batch_size": 64}
 
 
-# ---- what is found -----------------------------------------------------------------------------------------------------------
+# ---- what is found
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_exactly_the_planted_channels_are_found() -> None:
@@ -120,7 +123,8 @@ def test_a_promise_that_cannot_be_kept_is_said_to_be_broken(monkeypatch: pytest.
     assert report.sparsity == 0.01
 
 
-# ---- what it must not depend on, and must not touch ----------------------------------------------------------------------------
+# ---- what it must not depend on, and must not touch
+# ----------------------------------------------------------------------------
 
 
 def block_of(loader: Any, **options: Any) -> dict[str, Tensor]:
@@ -189,7 +193,8 @@ def test_a_block_trained_before_starts_anew_and_its_network_is_the_teacher() -> 
     assert (gated == logits.argmax(1)).float().mean() > 0.9 and report.agreement > 0.9
 
 
-# ---- the cache -----------------------------------------------------------------------------------------------------------------
+# ---- the cache
+# -----------------------------------------------------------------------------------------------------------------
 
 HEADS = ["resnet", "vgg", "densenet", "convnext", "vit", "swin", "gru head", "dict output", "audio"]
 
@@ -273,7 +278,7 @@ def test_the_influence_of_cached_features() -> None:
         cache_features(vgg, [example]).influence()
 
 
-# ---- the channel test ------------------------------------------------------------------------------------------------------------
+# ---- the channel test ----------
 
 
 def tiny() -> tuple[nn.Module, Tensor]:
@@ -388,7 +393,7 @@ def test_the_loss_is_the_designs() -> None:
     )
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------------------
+# ---- errors ----------
 
 
 def empty() -> Iterator[Tensor]:

@@ -87,7 +87,7 @@ def test_normalize_ignores_scale_and_offset_and_keeps_the_order(
     assert torch.equal(found.argsort(stable=True), maps.argsort(stable=True))
 
 
-# ---- resizing --------------------------------------------------------------------------------------------------------------
+# ---- resizing ----------
 
 
 def test_the_same_size_changes_nothing() -> None:

@@ -1,4 +1,6 @@
-"""The SE block: its equation by hand in every layout, against torchvision's block, and the promises of its docstring."""
+"""The SE block: its equation by hand in every layout, against torchvision's block, and the promises of its
+docstring.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,8 @@ def test_restart_draws_new_weights_and_sets_the_form() -> None:
     assert torch.equal(block(features(2, 6, 3)), features(2, 6, 3))
 
 
-# ---- override --------------------------------------------------------------------------------------------------------------
+# ---- override
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_override_by_tensor_and_by_function() -> None:
@@ -167,7 +170,7 @@ def test_override_ends_with_an_error() -> None:
     assert torch.equal(block(x), plain)
 
 
-# ---- what the gates depend on ------------------------------------------------------------------------------------------------
+# ---- what the gates depend on ----------
 
 
 @settings(max_examples=25, deadline=None)
@@ -211,7 +214,7 @@ def test_the_child_features_sees_the_map_before_the_gates() -> None:
     assert len(seen) == 1 and torch.equal(seen[0], x) and not torch.equal(out, x)
 
 
-# ---- state and errors --------------------------------------------------------------------------------------------------------
+# ---- state and errors ----------
 
 
 def test_state_round_trip_and_deepcopy() -> None:

@@ -1,4 +1,6 @@
-"""One SE block per target, and decisions that are yes or no: by hand, against the whole model, and on planted problems."""
+"""One SE block per target, and decisions that are yes or no: by hand, against the whole model, and on
+planted problems.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,8 @@ def paper() -> tuple[nn.Module, Tensor]:
     return Paper().eval(), means[:, :, None, None] + torch.tensor([-0.5, 0.5])
 
 
-# ---- the block -----------------------------------------------------------------------------------------------------------------
+# ---- the block
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_logits_one_can_check_on_paper() -> None:
@@ -182,7 +185,7 @@ def test_a_block_needs_targets(targets: int) -> None:
         TargetSEBlock(4, 2)(torch.zeros(2, 5, 3))
 
 
-# ---- attaching -----------------------------------------------------------------------------------------------------------------
+# ---- attaching ----------
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -354,7 +357,7 @@ def test_forty_attributes_on_the_study_s_networks(name: str, per_target: bool) -
     assert explain(model, x).heatmap(target=39).shape == (2, 64, 96)
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------------------
+# ---- gradients ----------
 
 
 def test_gradients_reach_every_block_and_from_each_logit_its_own() -> None:
@@ -405,7 +408,7 @@ def test_the_gradient_at_the_features_goes_through_the_gates(name: str) -> None:
     assert close(found, expected) and not close(found, without)
 
 
-# ---- explaining ----------------------------------------------------------------------------------------------------------------
+# ---- explaining ----------
 
 
 @pytest.mark.parametrize("start", ["identity", "paper"])
@@ -521,7 +524,7 @@ def test_a_head_put_in_place_of_the_gated_one_is_an_error() -> None:
     assert sum(hooks(model)) == 0
 
 
-# ---- training and files --------------------------------------------------------------------------------------------------------
+# ---- training and files ----------
 
 
 def test_training_with_a_penalty_closes_gates() -> None:
@@ -594,7 +597,7 @@ def test_whether_a_map_is_rectified_is_found_again_in_a_file(tmp_path: Path) -> 
     assert torch.equal(explain(other, x).gates, explain(model, x).gates)
 
 
-# ---- label-free gates ----------------------------------------------------------------------------------------------------------
+# ---- label-free gates ----------
 
 
 @settings(max_examples=50, deadline=None)
@@ -777,7 +780,7 @@ def test_nothing_is_positive() -> None:
     assert report.agreement == report.agreement_positive == 1
 
 
-# ---- the cache and the channel test --------------------------------------------------------------------------------------------
+# ---- the cache and the channel test ----------
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -931,7 +934,7 @@ def test_channels_for_each_output_need_a_linear_head() -> None:
     model, example = zoo.build("vgg")
     block = attach_se(model, example)
     cache = cache_features(model, [example])
-    with pytest.raises(ValueError, match=r"cannot have scales \(n, K, C\) of their own"):
+    with pytest.raises(ValueError, match=r"give scales \(n, C\) for all targets"):
         channel_test(block, cache, task="multilabel", ranking=torch.rand(3, K, 12))
     assert channel_test(block, cache, task="multilabel")["original"].shape == (3, K)
 
@@ -963,6 +966,6 @@ def test_a_shared_block_is_not_taken_for_another() -> None:
     with pytest.raises(ValueError, match="task='binary'"):
         channel_test(block, cache_features(model, [x]), task="binary")  # type: ignore[arg-type]
     vgg, example = zoo.build("vgg")
-    with pytest.raises(ValueError, match="not global average pooling and one linear layer"):
+    with pytest.raises(ValueError, match="not global average pooling and linear"):
         fit_gates(vgg, [example], per_target=True)
     assert attached(vgg) == {}
