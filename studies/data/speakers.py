@@ -239,6 +239,11 @@ class ClipLoader:
         self.lengths = [min(clip.frames, window or clip.frames) for clip in data.clips]
         self.epoch = 0  # of the next pass
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the clips, and how they are made into batches."""
+        return repr((self.data.fingerprint, self.frames, self.train, self.seed, self.window))
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
