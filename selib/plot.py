@@ -81,7 +81,7 @@ def hide_frame(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-# ---- pixels ----------------------------------------------------------------------------------------
+# ---- pixels ----------
 
 
 def rgb(image: Tensor) -> Picture:
@@ -177,7 +177,7 @@ def screen(fig: Figure) -> bytes:
     return shown.getvalue()
 
 
-# ---- figures ---------------------------------------------------------------------------------------
+# ---- figures ----------
 
 
 @styled

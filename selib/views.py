@@ -145,7 +145,7 @@ def rivals_of(model: nn.Module) -> dict[str, baselines.Explainer]:
     return {name: explainer for name, explainer in found.items() if name not in SLOW}
 
 
-# ---- numbers ---------------------------------------------------------------------------------------
+# ---- numbers ----------
 
 
 def spelled(rule: Select) -> str:
@@ -164,7 +164,7 @@ def heatmap(ex: Explanation, settings: Settings, rule: Select, size: Sequence[in
     return F.interpolate(cells[None], size, mode="nearest")[0, 0].cpu()
 
 
-# ---- pictures --------------------------------------------------------------------------------------
+# ---- pictures ----------
 
 
 def encoded(picture: Picture) -> bytes:
@@ -208,7 +208,7 @@ def channel_maps(
     return list(np.rint(plot.coloured(maps.cpu().numpy(), settings.colours)).astype(np.uint8))
 
 
-# ---- drawings --------------------------------------------------------------------------------------
+# ---- drawings ----------
 
 INK = "var(--jp-ui-font-color1, #333)"  # of JupyterLab's theme, light or dark
 

@@ -191,7 +191,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         finally:
             self._quiet = before
 
-    # ---- what is set -------------------------------------------------------------------------------
+    # ---- what is set ----------
 
     def _at(self, name: str) -> Any:
         """What a knob is set to."""
@@ -228,7 +228,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         off = frozenset(name for name, switch in self.switches.items() if not switch.value)
         return Settings(rules=rules, off=off, **{name: self._at(name) for name in names})
 
-    # ---- what follows from a move ------------------------------------------------------------------
+    # ---- what follows from a move ----------
 
     def _step(self, by: int) -> None:
         self.knobs["item"].value = (self._at("item") + by) % len(self._subjects)
@@ -303,7 +303,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             self.knobs["rule"].value = BY_HAND
         self.redraw()
 
-    # ---- what is drawn -----------------------------------------------------------------------------
+    # ---- what is drawn ----------
 
     def redraw(self) -> None:
         """Draw everything anew: picture, SE vector, answers, maps of the first channels."""
@@ -351,7 +351,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         keep = Channels(channels).mask(ex.gates)
         return ex.with_gates(lambda s: s * keep)
 
-    # ---- what remains ------------------------------------------------------------------------------
+    # ---- what remains ----------
 
     @property
     def caption(self) -> str:

@@ -351,7 +351,7 @@ def test_a_missing_package_is_named(module: str, missing: str, monkeypatch: pyte
         importlib.import_module(f"selib.{module}")
 
 
-# ---- drawings -------------------------------------------------------------------------------------
+# ---- drawings ----------
 
 
 def test_a_drawing_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
