@@ -21,7 +21,7 @@ from studies.data import ImageSet, available, load
 from studies.explainers import controls_of, others_of, se_explainers
 from studies.networks import SHIPPED, build
 from studies.profiles import Profile, base
-from studies.training import History, data_mark, on_gpu, train_once, with_new_gates
+from studies.training import History, on_gpu, train_once, with_new_gates
 
 GATES: dict[str, dict[str, Any]] = {
     "promise 95 %": {"agreement": 0.95},
@@ -112,16 +112,14 @@ def trained(
     """
     form = "se-per-target" if per_target else "se" if se else "plain"
     gpu, attributes = on_gpu(device), recipe.train.multilabel
-    batch = 512 if gpu else 64
     adaptive = attributes or recipe.train.synthetic
     val = None if attributes else recipe.val  # of faces that is the test split: not looked at meanwhile
     return train_once(
         network(recipe, se=se, seed=seed, per_target=per_target),
-        recipe.train.loader(batch, train=True, seed=seed),
+        recipe.train.loader(512 if gpu else 64, train=True, seed=seed),
         val.loader(500) if val else None,
         out=out,
         name=f"{recipe.name}-{form}-seed{seed}",
-        decided_by=(recipe.architecture, data_mark(recipe.train), val and data_mark(val), batch),
         device=device,
         progress=progress,
         epochs=recipe.epochs,

@@ -38,7 +38,7 @@ from studies.data import SpeakerSet, available, draw_clips, load_speakers
 from studies.explainers import CHANCE, READINGS, SAME_COUNT
 from studies.networks import SHIPPED, ActiveSpeaker, build
 from studies.profiles import Profile
-from studies.training import History, data_mark, on_gpu, train_once, with_new_gates
+from studies.training import History, on_gpu, train_once, with_new_gates
 from studies.twins import speakers as synth
 from studies.twins.speakers import CONDITIONS, FACE_PARTS, STREAMS
 
@@ -145,7 +145,6 @@ def trained(
         setup.train.loader(setup.batch_frames, train=True, seed=seed, window=WINDOW),
         out=out,
         name=f"{setup.name}-{'se' if se else 'plain'}-seed{seed}",
-        decided_by=(setup.architecture, data_mark(setup.train), setup.batch_frames, WINDOW),
         device=device,
         epochs=setup.epochs,
         optimizer="adamw",

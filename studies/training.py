@@ -13,9 +13,8 @@ from torch import nn
 
 from selib import attach_se, fit
 from selib.forward import to_device
-from selib.runs import fingerprint
+from selib.runs import data_fingerprint, fingerprint
 from selib.train import accelerator
-from studies.data import ImageSet, SpeakerSet
 
 Network = TypeVar("Network", bound=nn.Module)
 History = list[dict[str, float]]
@@ -26,11 +25,6 @@ def on_gpu(device: str = "auto") -> bool:
     return accelerator(device).device.type == "cuda"
 
 
-def data_mark(data: ImageSet | SpeakerSet) -> str:
-    """A set in a line: its name, split and sizes, and the fingerprint of what it holds."""
-    return f"{data!r} {data.fingerprint}"
-
-
 def train_once(
     model: Network,
     train: Iterable[Any],
@@ -38,7 +32,6 @@ def train_once(
     *,
     out: Path,
     name: str,
-    decided_by: tuple[object, ...],
     device: str = "auto",
     progress: bool = False,
     **settings: Any,
@@ -51,13 +44,13 @@ def train_once(
     Args:
         out: the folder of all networks.
         name: of this one, to be read by people.
-        decided_by: what else decides the outcome: :func:`data_mark` of the sets, the size of a batch …
         settings: of :func:`selib.fit`.
 
     Returns:
         The network in evaluation mode and the history of :func:`selib.fit`.
     """
-    folder = out / f"{name}-{fingerprint(model, decided_by, sorted(settings.items()))}"
+    data = data_fingerprint(train), val is not None and data_fingerprint(val)
+    folder = out / f"{name}-{fingerprint(model, str(model), data, sorted(settings.items()))}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         history = fit(model, train, val, out=folder, device=device, progress=progress, **settings)

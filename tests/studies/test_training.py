@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import selib
+from selib.forward import attached
 from studies import objects, training
 from studies.data import ImageSet
 from studies.networks import SHIPPED
@@ -45,6 +46,10 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(training, "fit", fit)
     return counted
+
+
+def gates(model: nn.Module) -> Tensor:
+    return selib.explain(model, images().batch([0])).gates
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -125,9 +130,9 @@ def test_forms_and_seeds_are_runs_of_their_own(recipe: Recipe, tmp_path: Path, t
     assert trainings == [1, 1, 1, 1]
     names = sorted(folder.name.rsplit("-", 1)[0] for folder in tmp_path.iterdir())
     assert names == ["set-plain-seed0", "set-se-per-target-seed0", "set-se-seed0", "set-se-seed1"]
-    starts = [objects.network(recipe, **{"seed": 0, **form}).state_dict() for form in forms]
-    assert all(torch.equal(starts[0][key], start[key]) for start in starts[1:3] for key in starts[0])
-    assert not hasattr(found[0], "selib_se") and found[2].selib_se.excite(torch.rand(2, 128)).ndim == 3
+    plain, *with_se = (objects.network(recipe, se=se, seed=0).state_dict() for se in (False, True))
+    assert all(torch.equal(plain[key], with_se[0][key]) for key in plain)
+    assert [gates(model).ndim for model in found[1:3]] == [2, 3] and not attached(found[0])
 
 
 def test_a_broken_network_file_is_named(recipe: Recipe, tmp_path: Path) -> None:
