@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -52,6 +52,12 @@ class SpeakerSet:
     def __repr__(self) -> str:
         size = f"{len(self)} clips of {sum(clip.frames for clip in self.clips):,} frames"
         return f"SpeakerSet({self.name} {self.split}: {size}, {', '.join(self.streams)})"
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How much it holds, as results files say it."""
+        frames = sum(clip.frames for clip in self.clips)
+        return {"clips": len(self), "frames": frames, "streams": list(self.streams)}
 
     @cached_property
     def fingerprint(self) -> str:
