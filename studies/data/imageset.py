@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from selib.pixels import normalize
@@ -25,13 +25,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     count, _, height, width = images.shape
     py, px = height // 8, width // 8
-    padded = pad(images.float(), (px, px, py, py), mode="reflect").byte()  # torch cannot reflect uint8
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (py, py), (px, px)), mode="reflect")
     tops = torch.randint(2 * py + 1, (count,), generator=generator).tolist()
     lefts = torch.randint(2 * px + 1, (count,), generator=generator).tolist()
-    flip = torch.rand(count, generator=generator) < 0.5
-    places = zip(padded, tops, lefts, strict=True)
-    crops = torch.stack([image[:, y : y + height, x : x + width] for image, y, x in places])
-    return torch.where(flip[:, None, None, None], crops.flip(3), crops)
+    flips = (torch.rand(count, generator=generator) < 0.5).tolist()
+    out = np.empty_like(images.numpy())
+    for row, (top, left, flip) in enumerate(zip(tops, lefts, flips, strict=True)):
+        crop = padded[row, :, top : top + height, left : left + width]
+        out[row] = crop[:, :, ::-1] if flip else crop
+    return torch.from_numpy(out)
 
 
 @dataclass(eq=False, repr=False)
