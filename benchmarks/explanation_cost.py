@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.benchmark import Timer
 
-from selib import attach_se, baselines, explain
+from selib import attach_se, explain
+from studies import baselines
 from studies.networks import build
 from studies.results import machine
 

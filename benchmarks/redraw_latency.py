@@ -17,7 +17,7 @@ import torch
 from torchvision.models import resnet18
 
 from selib import attach_se, load_checkpoint, widgets
-from studies import clip_view
+from studies import baselines, clip_view
 from studies.data import load, load_speakers
 from studies.networks import SHIPPED
 from studies.profiles import base
@@ -73,8 +73,12 @@ def explorers() -> dict[str, widgets.Explorer]:
     attach_se(listener, listener.example(), at=listener.sites)
     clips = load_speakers("synth-speakers", "test", root=base() / "data", limit=2)
     return {
-        "ResNet-18, 224×224, 100 classes": widgets.explorer(deep, photographs, classes=names),
-        f"small ResNet, {len(meta['classes'])} classes": widgets.explorer(small, objects),
+        "ResNet-18, 224×224, 100 classes": widgets.explorer(
+            deep, photographs, classes=names, rivals=baselines.rivals(deep)
+        ),
+        f"small ResNet, {len(meta['classes'])} classes": widgets.explorer(
+            small, objects, rivals=baselines.rivals(small)
+        ),
         "active speaker, face and body, 40 to 60 frames": clip_view.explorer(listener, clips),
     }
 
@@ -99,8 +103,8 @@ def main() -> None:
         ],
         "rows": rows,
         "notes": [
-            f"First seen: each value once; seen before: {MOVES} moves through the same values. "
-            "It depends on the machine."
+            f"First seen: each value once; seen before: {MOVES} moves through the same values.",
+            "It depends on the machine.",
         ],
     }
     print(json.dumps({"rows": rows, **machine("cpu")}, indent=1))
@@ -108,8 +112,7 @@ def main() -> None:
         worst, first = max(row[3] for row in rows), max(rows, key=lambda row: row[2])
         findings = [
             f"The slowest knob is redrawn in {worst:.0f} ms (median).",
-            f"Where a value is first seen the slowest is '{first[1]}' of '{first[0]}', "
-            f"{first[2]:.0f} ms (median).",
+            f"First seen, the slowest is '{first[1]}' of '{first[0]}', {first[2]:.0f} ms (median).",
         ]
         title = "Benchmark: redrawing the explorer"
         metrics = {"title": title, "findings": findings, "tables": {"redraw": table}}

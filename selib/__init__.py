@@ -23,9 +23,10 @@ _WHERE = {
     "se": ("SEBlock", "TargetSEBlock"),
     "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
     "stream_gates": ("StreamGateReport", "fit_stream_gates"),
-    "train": ("attribute_scores", "evaluate", "fit", "predict"),
+    "scores": ("attribute_scores",),
+    "train": ("evaluate", "fit", "predict"),
 }
-_MODULES = ("baselines", "files", "heatmap", "metrics", "pixels", "plot", "video", "widgets")
+_MODULES = ("files", "heatmap", "pixels", "plot", "video", "widgets")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __version__ = "0.1.0"

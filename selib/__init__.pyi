@@ -1,9 +1,7 @@
 """What `import selib` gives, for type checkers; `__init__.py` loads it on first use."""
 
-from selib import baselines as baselines
 from selib import files as files
 from selib import heatmap as heatmap
-from selib import metrics as metrics
 from selib import pixels as pixels
 from selib import plot as plot
 from selib import video as video
@@ -24,6 +22,7 @@ from selib.gates import GateReport as GateReport
 from selib.gates import fit_gates as fit_gates
 from selib.modalities import Modalities as Modalities
 from selib.native import native_se as native_se
+from selib.scores import attribute_scores as attribute_scores
 from selib.se import SEBlock as SEBlock
 from selib.se import TargetSEBlock as TargetSEBlock
 from selib.select import All as All
@@ -34,7 +33,6 @@ from selib.select import TopFraction as TopFraction
 from selib.select import TopK as TopK
 from selib.stream_gates import StreamGateReport as StreamGateReport
 from selib.stream_gates import fit_stream_gates as fit_stream_gates
-from selib.train import attribute_scores as attribute_scores
 from selib.train import evaluate as evaluate
 from selib.train import fit as fit
 from selib.train import predict as predict

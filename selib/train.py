@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from selib.attach import attached
 from selib.forward import Task, bare, call, check_task, decisions, evaluating, hooked, logits_of, to_device
-from selib.metrics import ranked_precision
 from selib.runs import Run, start
+from selib.scores import attribute_scores
 
 Precision = Literal["float32", "bf16"]
 PRECISION: Precision = "float32"  # of training, unless `fit` is told otherwise; for results files
@@ -282,26 +282,3 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task = "multiclas
     means = {name: float(score.nanmean()) for name, score in scores.items()}
     means["mean_ap"] = means.pop("ap")
     return means | {"loss": loss}
-
-
-def attribute_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How well each of K yes-or-no outputs is predicted, yes when its logit is positive.
-
-    Args:
-        logits, targets: (N, K), targets 0 or 1.
-
-    Returns:
-        (K,) float64 each: ``accuracy``, ``balanced_accuracy`` (the mean of the shares of yes and of no that
-        are found) and ``ap`` (average precision). The last two are NaN where all targets are alike.
-    """
-    if logits.ndim != 2 or logits.shape != targets.shape:
-        shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
-        raise ValueError(f"{shapes} do not fit: both are (N, K), one column an output")
-    if not ((targets == 0) | (targets == 1)).all():
-        raise ValueError(f"targets are 0 or 1 for each output, got {targets.unique()[:5].tolist()}")
-    said, yes = decisions(logits, "multilabel"), targets.bool()
-    found = (said & yes).sum(0).double() / yes.sum(0)  # NaN where there is no yes
-    refused = (~said & ~yes).sum(0).double() / (~yes).sum(0)
-    balanced = (found + refused) / 2
-    ap = ranked_precision(logits.T, yes.T).where(balanced.isfinite(), torch.nan)
-    return {"accuracy": (said == yes).double().mean(0), "balanced_accuracy": balanced, "ap": ap}

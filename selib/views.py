@@ -7,7 +7,7 @@ composed with Pillow and drawings are SVG, not Matplotlib, so that a redraw keep
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -19,16 +19,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from selib import baselines, plot
+from selib import plot
 from selib.explanation import Explanation, Method, explain
-from selib.forward import attached, to_device
+from selib.forward import to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture
 from selib.select import Select
 
 HEIGHT = 224  # of an image on the screen, in pixels
 NOTHING = "nothing"
-SLOW = ("Score-CAM", "Ablation-CAM")  # one forward pass a channel: not while somebody waits
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,10 @@ class Subject(Protocol):
         ...
 
 
+Rival = Callable[[Tensor, Tensor], Tensor]
+"""Another method: inputs (1, …) and targets int64 (1,) -> heatmaps (1, h, w) in [0, 1]."""
+
+
 @dataclass(eq=False)
 class ImageSubject(Subject):
     """An image and what a classifier makes of it.
@@ -89,7 +92,7 @@ class ImageSubject(Subject):
     name: str
     outputs: Sequence[str]
     multilabel: bool
-    rivals: dict[str, baselines.Explainer]
+    rivals: Mapping[str, Rival]
     streams, frames, fps, modalities, sound = ("image",), 1, 0.0, (), b""
 
     def __post_init__(self) -> None:
@@ -132,17 +135,6 @@ class ImageSubject(Subject):
         asked = f'"{settings.method}", target={settings.target}, select={spelled(settings.rules[0])}'
         named = self.outputs[settings.target]
         return f"ex = selib.explain(model, {self.spelled})\nheatmap = ex.heatmap({asked})  # {named}"
-
-
-def rivals_of(model: nn.Module) -> dict[str, baselines.Explainer]:
-    """The methods to compare with: those of models with one attached SE block, on a map (B, C, h, w)."""
-    blocks = list(attached(model).values())
-    if len(blocks) != 1 or blocks[0].layout != "BC*" or blocks[0].grid:
-        return {}
-    layer = blocks[0].features
-    found = baselines.cams(model, layer)
-    found["mean of channels"] = baselines.mean_of_channels(model, layer)
-    return {name: explainer for name, explainer in found.items() if name not in SLOW}
 
 
 # ---- numbers ----------

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -67,6 +67,7 @@ def explorer(
     *,
     classes: Sequence[str] | None = None,
     prepare: Callable[[Tensor], Tensor] = normalize,
+    rivals: Mapping[str, views.Rival] | None = None,
     seed: int | None = None,
 ) -> Explorer:
     """Look at what a model looks at, image by image.
@@ -76,13 +77,14 @@ def explorer(
         images: uint8 (N, 3, H, W), at most 200; or a set of images, see :class:`ImageSet`.
         classes: the names of the model's outputs; a set knows them.
         prepare: what turns images uint8 (B, 3, H, W) into what the model takes; a set does it itself.
+        rivals: {name: another method}, to compare with; see :data:`selib.views.Rival`.
         seed: the network's, for the caption of a saved picture.
 
     Raises:
         ValueError: no images, more than 200, or names that do not fit the model.
     """
     origin = type(model).__name__ + (f", seed {seed}" if seed is not None else "")
-    make = partial(ImageSubject, model, rivals=views.rivals_of(model))
+    make = partial(ImageSubject, model, rivals=rivals or {})
     subjects = []
     if isinstance(images, Tensor):
         if classes is None:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import metrics as m
-from selib.baselines import Explainer
 from selib.forward import evaluating, logits_of
+from studies import metrics as m
+from studies.baselines import Explainer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, targets, masks
 Measure = Callable[[Tensor, Tensor], Tensor]

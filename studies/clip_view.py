@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.io import wavfile
 from torch import Tensor, nn
 
-from selib import baselines, plot
+from selib import plot
 from selib.explanation import Explanation, Method, explain
 from selib.forward import attached, bare, to_device
 from selib.heatmap import normalize, resize
@@ -20,6 +20,7 @@ from selib.plot import Picture
 from selib.select import Select
 from selib.views import Settings, Subject, heatmap, spelled
 from selib.widgets import Explorer, check_count
+from studies import baselines
 from studies.clips import RATE, Film, probability
 from studies.data import SpeakerSet
 

@@ -7,12 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from selib import TopFraction, baselines, explain
-from selib.baselines import Explainer, generator_of
+from selib import TopFraction, explain
 from selib.explanation import Method
 from selib.forward import attached
 from selib.heatmap import normalize, resize
 from selib.select import Select
+from studies import baselines
+from studies.baselines import Explainer, generator_of
 
 READINGS: dict[str, tuple[Method, Select | None]] = {
     "SE top-gate (paper)": ("top-gate", None),

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import explain, metrics, predict
-from selib.baselines import Explainer
+from selib import explain, predict
 from selib.forward import evaluating
 from selib.heatmap import resize
-from selib.metrics import Interval, bootstrap
-from studies import tables
+from studies import metrics, tables
+from studies.baselines import Explainer
 from studies.data import FaceSet, landmark_region, normalize, rendered
 from studies.data.regions import WHERE
 from studies.explainers import CHANCE
 from studies.faces import PIXELS, Pairs, explainers_of
+from studies.metrics import Interval, bootstrap
 from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 
 CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"

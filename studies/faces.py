@@ -23,13 +23,13 @@ from selib import (
     metrics,
     predict,
 )
-from selib.baselines import Explainer
 from selib.forward import attached
-from selib.metrics import Interval
 from studies import benchmark, tables
+from studies.baselines import Explainer
 from studies.benchmark import Scores
 from studies.data import FaceSet, available, load_faces
 from studies.explainers import CHANCE, controls_of, last_map, others_of, se_explainers
+from studies.metrics import Interval
 from studies.objects import Recipe
 from studies.profiles import Profile
 from studies.training import on_gpu, with_new_gates

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import Explanation, TopFraction, explain, metrics
-from selib.metrics import Interval, bootstrap, percentile
-from studies import tables
+from selib import Explanation, TopFraction, explain
+from studies import metrics, tables
 from studies.data import SpeakerSet, draw_clips
 from studies.data.speakers import inputs_of
+from studies.metrics import Interval, bootstrap, percentile
 from studies.networks import ActiveSpeaker
 from studies.speakers import Frames, Setup, clip_logits, labels_of, precision, scored
 

@@ -65,7 +65,9 @@ def explain_film(path: Path, boxes: Path, checkpoint: Path | str, out: Path, *, 
     """
     model, _ = load_checkpoint(checkpoint)
     if not isinstance(model, ActiveSpeaker):
-        raise ValueError(f"{checkpoint}: no detector of speakers; other networks go with `selib explain`")
+        raise ValueError(  # noqa: TRY004 (the file is wrong, not its type)
+            f"{checkpoint}: no detector of speakers; other networks go with `selib explain`"
+        )
     if not attached(model):
         attach_se(model, model.example(), at=model.sites)
     name = f"{path.stem}.mp4"

@@ -221,7 +221,10 @@ def commit() -> str | None:
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
+        return (
+            subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+            or None
+        )
     except OSError:  # no git
         return None
 

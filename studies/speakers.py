@@ -31,11 +31,11 @@ from selib import (
 from selib.atomic import write_text
 from selib.forward import call, evaluating, logits_of, to_device
 from selib.heatmap import at_maxima, normalize, resize, weighted_sum
-from selib.metrics import Interval, percentile
 from studies import tables
 from studies.benchmark import Scores
 from studies.data import SpeakerSet, available, draw_clips, load_speakers
 from studies.explainers import CHANCE, READINGS, SAME_COUNT
+from studies.metrics import Interval, percentile
 from studies.networks import SHIPPED, ActiveSpeaker, build
 from studies.profiles import Profile
 from studies.training import History, on_gpu, train_once, with_new_gates

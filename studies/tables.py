@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selib.metrics import Interval, bootstrap, paired
 from studies.benchmark import LOWER_IS_BETTER, Scores
+from studies.metrics import Interval, bootstrap, paired
 
 HEADINGS = {
     "near": "energy within one cell",

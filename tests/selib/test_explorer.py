@@ -21,6 +21,7 @@ import selib
 from selib import attach_se, explain, plot, views, widgets
 from selib.pixels import normalize
 from selib.select import Channels, TopFraction, TopK
+from studies import baselines
 
 CLASSES = ["one", "two <b>", "three"]
 
@@ -73,7 +74,7 @@ def pixels(view: Any) -> np.ndarray:
 
 
 def test_every_knob_changes_what_it_should(model: Eyes, images: Images) -> None:
-    ex = widgets.explorer(model, images)
+    ex = widgets.explorer(model, images, rivals=baselines.rivals(model))
     knob = ex.knobs
     other = next(k for k in range(3) if k != knob["target"].value)
     parts = {
@@ -112,7 +113,7 @@ def test_every_knob_changes_what_it_should(model: Eyes, images: Images) -> None:
 
 
 def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: Images) -> None:
-    ex = widgets.explorer(model, images)
+    ex = widgets.explorer(model, images, rivals=baselines.rivals(model))
     ex.knobs["item"].value, ex.knobs["share"].value, ex.knobs["opacity"].value = 1, 0.25, 1.0
     ex.knobs["target"].value = 2
     want = explain(model, images.batch([1])).heatmap(
@@ -124,7 +125,7 @@ def test_the_heatmap_is_that_of_the_explanation(model: Eyes, images: Images) -> 
 
 
 def test_squares_are_the_cells_of_the_map(model: Eyes, images: Images) -> None:
-    ex = widgets.explorer(model, images)
+    ex = widgets.explorer(model, images, rivals=baselines.rivals(model))
     ex.knobs["smooth"].value, ex.knobs["opacity"].value = False, 1.0
     seen = pixels(ex.view)[20:, 168 + 8 :]  # a map of 8 x 6
     blocks = seen.reshape(8, 28, 6, 28, 3)
@@ -136,7 +137,7 @@ def test_squares_are_the_cells_of_the_map(model: Eyes, images: Images) -> None:
 def test_the_answer_under_the_selection_is_that_of_the_manipulated_vector(
     model: Eyes, images: Images
 ) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     widget.knobs["rule"].value, widget.knobs["k"].value = "k channels", 4
     ex = explain(model, images.batch([0]))
     target = int(ex.predicted)
@@ -163,7 +164,7 @@ def test_attributes_are_read_one_by_one(model: Eyes, images: Images) -> None:
 
 
 def test_a_click_picks_and_drops_a_channel(model: Eyes, images: Images) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     widget.knobs["share"].value = 0.25
     strip = list(widget._strip)
     assert [pick.value for pick in widget.picks] == [True] * 4 + [False] * 4
@@ -185,7 +186,7 @@ def test_a_click_picks_and_drops_a_channel(model: Eyes, images: Images) -> None:
 
 
 def test_knobs_do_not_run_the_network_again(model: Eyes, images: Images) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     widget.knobs["item"].value = 1
     widget.knobs["item"].value = 0
     runs = model.runs
@@ -210,7 +211,7 @@ def test_knobs_do_not_run_the_network_again(model: Eyes, images: Images) -> None
 
 
 def test_next_and_previous_go_round(model: Eyes, images: Images) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     widget.knobs["previous"].click()
     assert widget.knobs["item"].value == 3
     widget.knobs["next"].click()
@@ -223,7 +224,7 @@ def code(widget: widgets.Explorer) -> str:
 
 
 def test_the_two_lines_reproduce_the_view(model: Eyes, images: Images) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     widget.knobs["item"].value, widget.knobs["rule"].value, widget.knobs["k"].value = 2, "k channels", 5
     assert len(code(widget).splitlines()) == 2
     names: dict[str, Any] = {"selib": selib, "model": model, "images": images}
@@ -247,10 +248,12 @@ def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
     folder = Path(__file__).parent
     cells = [
         f"import sys, asyncio\nsys.path[:0] = [{str(folder)!r}, {str(folder.parents[1])!r}]",
-        "import torch\nfrom test_explorer import CLASSES, Eyes, attach_se, widgets\n"
-        "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\n"
-        "images = torch.zeros(2, 3, 32, 24, dtype=torch.uint8)\n"
-        "ex = widgets.explorer(model, images, classes=CLASSES)",
+        (
+            "import torch\nfrom test_explorer import CLASSES, Eyes, attach_se, widgets\n"
+            "model = Eyes().eval()\nattach_se(model, torch.randn(2, 3, 32, 32))\n"
+            "images = torch.zeros(2, 3, 32, 24, dtype=torch.uint8)\n"
+            "ex = widgets.explorer(model, images, classes=CLASSES)"
+        ),
         "ex",
         "ex.knobs['opacity'].value = 0.2\nfor share in (0.7, 0.4, 0.1):\n    ex.knobs['share'].value = share",
         "await asyncio.sleep(1.5)",
@@ -269,7 +272,7 @@ def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
 def test_a_picture_is_saved_under_the_name_of_what_it_shows(
     model: Eyes, images: Images, tmp_path: Any
 ) -> None:
-    widget = widgets.explorer(model, images, seed=7)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model), seed=7)
     target = CLASSES[widget.knobs["target"].value]
     widget.knobs["share"].value = 0.1
     assert (
@@ -287,7 +290,7 @@ def test_a_picture_is_saved_under_the_name_of_what_it_shows(
 
 
 def test_the_papers_reading_brings_the_papers_rule(model: Eyes, images: Images) -> None:
-    widget = widgets.explorer(model, images)
+    widget = widgets.explorer(model, images, rivals=baselines.rivals(model))
     knob = widget.knobs
     knob["method"].value = "top-gate"
     assert knob["rule"].value == "paper's rule"
@@ -331,7 +334,9 @@ def test_a_network_with_blocks_of_its_own_has_no_rivals(images: Images) -> None:
     from torchvision.models import mobilenet_v3_small
 
     torch.manual_seed(0)
-    widget = widgets.explorer(mobilenet_v3_small(num_classes=3).eval(), images.images[:1], classes=CLASSES)
+    model = mobilenet_v3_small(num_classes=3).eval()
+    assert baselines.rivals(model) == {}
+    widget = widgets.explorer(model, images.images[:1], classes=CLASSES)
     assert widget.knobs["compare"].options == ("nothing",) and pixels(widget.view).std() > 0
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selib import metrics as m
-from selib.metrics import bootstrap, paired
 from studies import benchmark, tables
+from studies import metrics as m
 from studies.benchmark import run
+from studies.metrics import bootstrap, paired
 
 SIZE, COUNT = 8, 24
 

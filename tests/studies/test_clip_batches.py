@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from selib.metrics import frame_average_precision
 from studies.data import SpeakerSet
 from studies.data.speakers import changed, overlaid
 from studies.data.talknet import ClipInfo
+from studies.metrics import frame_average_precision
 from studies.twins import speakers as synth
 
 SIDE = 112

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import selib
 import studies.data
 import studies.networks
-from selib.baselines import Explainer
 from studies import explainers, face_parts
 from studies import faces as attributes
 from studies import objects as recipe
+from studies.baselines import Explainer
 from studies.data import FaceSet, load_faces
 from studies.data import faces as celeba
 from studies.faces import Pairs

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import selib
-from selib import baselines, video
+from selib import video
 from selib.forward import attached
-from studies import modalities, profiles, training
+from studies import baselines, modalities, profiles, training
 from studies import speakers as speaking
 from studies.data import load_speakers
 from studies.modalities import Muting, Worth

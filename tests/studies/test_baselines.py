@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selib import baselines as b
 from selib.attach import attach_se
 from selib.heatmap import normalize, resize
+from studies import baselines as b
 
 TARGETS = torch.tensor([2, 0, 1, 2])
 
@@ -62,11 +62,17 @@ ALL = sorted(everything(net(), "body"))
 
 
 def test_every_baseline_of_the_design_is_there() -> None:
-    cams = (
-        "Grad-CAM, Grad-CAM++, HiResCAM, LayerCAM, XGrad-CAM, Score-CAM, Ablation-CAM, Eigen-CAM, FEM".split(
-            ", "
-        )
-    )
+    cams = [
+        "Grad-CAM",
+        "Grad-CAM++",
+        "HiResCAM",
+        "LayerCAM",
+        "XGrad-CAM",
+        "Score-CAM",
+        "Ablation-CAM",
+        "Eigen-CAM",
+        "FEM",
+    ]
     assert list(b.cams(net(), "body")) == cams
     others = [
         "uniform noise",

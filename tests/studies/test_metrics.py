@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from selib import metrics as m
+from studies import metrics as m
 
 LOCALISATION = [m.pointing_game, m.energy_in_mask, m.average_precision]
 

@@ -289,3 +289,17 @@ def _finish(raw: Explainer) -> Explainer:
         return normalize(resize(maps, images.shape[2:]))
 
     return explain
+
+
+def rivals(model: nn.Module) -> dict[str, Explainer]:
+    """What the explorer can compare with, but for what runs once a channel.
+
+    Empty unless the model has one attached SE block on a map (B, C, h, w).
+    """
+    blocks = list(attached(model).values())
+    if len(blocks) != 1 or blocks[0].layout != "BC*" or blocks[0].grid:
+        return {}
+    layer = blocks[0].features
+    found = cams(model, layer)
+    found["mean of channels"] = mean_of_channels(model, layer)
+    return {name: one for name, one in found.items() if name not in ("Score-CAM", "Ablation-CAM")}

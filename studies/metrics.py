@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from selib.scores import last_of_run, ranked_precision
+
 Predict = Callable[[Tensor], Tensor]
 BATCH = 256  # images that go through the model at a time, about
 
@@ -98,26 +100,6 @@ def average_precision(heatmaps: Tensor, masks: Tensor) -> Tensor:
     return ranked_precision(*_flat(heatmaps, masks))
 
 
-def ranked_precision(scores: Tensor, hits: Tensor) -> Tensor:
-    """AP = Σ_n (R_n - R_{n-1}) P_n over the distinct scores of each row: scores and hits bool (B, N) -> (B,).
-
-    NaN for a row without a hit.
-    """
-    values, order = scores.double().sort(1, descending=True)
-    hits = hits.gather(1, order)
-    position = torch.arange(hits.shape[1], device=hits.device).expand_as(hits)
-    precision = hits.cumsum(1).double() / (position + 1)
-    # The precision at the last of each run of equal scores: the nearest end of a run from the right.
-    ends = position.where(_last_of_run(values), position.amax())
-    last = ends.flip(1).cummin(1).values.flip(1)
-    return (precision.gather(1, last) * hits).sum(1) / hits.sum(1)
-
-
-def _last_of_run(values: Tensor) -> Tensor:
-    """Where a run of equal values ends in sorted rows (..., N)."""
-    return F.pad(values[..., 1:] != values[..., :-1], (0, 1), value=True)
-
-
 def frame_average_precision(scores: Tensor, labels: Tensor) -> float:
     """The mAP of AVA-ActiveSpeaker and WASD over all frames: Σ_n (R_n - R_{n-1}) max_{m ≥ n} P_m, in (0, 1].
 
@@ -135,7 +117,7 @@ def frame_average_precision(scores: Tensor, labels: Tensor) -> float:
     if not labels.any():
         raise ValueError("no frame is labelled 1: average precision is not defined")
     values, order = scores.flatten().sort(descending=True)
-    steps = _last_of_run(values).nonzero().flatten()
+    steps = last_of_run(values).nonzero().flatten()
     hits = labels.flatten()[order].double().cumsum(0)[steps]
     precision = (hits / (steps + 1)).flip(0).cummax(0).values.flip(0)
     return float((hits.diff(prepend=hits.new_zeros(1)) * precision).sum() / hits[-1])

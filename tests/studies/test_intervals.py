@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from selib.metrics import Interval, bootstrap, paired, percentile
+from studies.metrics import Interval, bootstrap, paired, percentile
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:
