@@ -12,19 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import (
-    FeatureCache,
-    GateReport,
-    attribute_scores,
-    baselines,
-    cache_features,
-    channel_test,
-    fit_gates,
-    metrics,
-    predict,
-)
+from selib import FeatureCache, GateReport, attribute_scores, cache_features, channel_test, fit_gates, predict
 from selib.forward import attached
-from studies import benchmark, tables
+from studies import baselines, benchmark, metrics, tables
 from studies.baselines import Explainer
 from studies.benchmark import Scores
 from studies.data import FaceSet, available, load_faces

@@ -17,21 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import (
-    Explanation,
-    StreamGateReport,
-    attach_se,
-    baselines,
-    explain,
-    fit_stream_gates,
-    load_weights,
-    metrics,
-    video,
-)
+from selib import Explanation, StreamGateReport, attach_se, explain, fit_stream_gates, load_weights, video
 from selib.atomic import write_text
 from selib.forward import call, evaluating, logits_of, to_device
 from selib.heatmap import at_maxima, normalize, resize, weighted_sum
-from studies import tables
+from studies import baselines, metrics, tables
 from studies.benchmark import Scores
 from studies.data import SpeakerSet, available, draw_clips, load_speakers
 from studies.explainers import CHANCE, READINGS, SAME_COUNT
