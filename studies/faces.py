@@ -154,8 +154,7 @@ def accuracy_tables(
         "Attributes with and without the SE block, means over all of them",
         "network | accuracy | balanced accuracy | AP | accuracy against without, points, paired | seeds",
         rows,
-        "Not harmed means: the interval lies above -0.5 points. "
-        "It is over images, and over seeds where there are several.",
+        "Intervals over images, and over seeds where there are several.",
     )
     return overall, _every_attribute(item, scores), points
 

@@ -71,6 +71,7 @@ class Run:
         self.parameters = {**parameters, "precision": precision}
         self.directory = directory(self.sizes.name, results_dir)
         self.timings: dict[str, Any] = {}  # seconds
+        self.synthetic = False  # set it where the data are rendered: every table then says so
         self._metrics: dict[str, Any] = {"tables": {}, "figures": {}}
         self._start = time.perf_counter()
 
@@ -88,8 +89,9 @@ class Run:
         """Show a table below the cell and keep it; spec is that of `studies.markdown.table`."""
         from IPython.display import Markdown, display
 
-        display(Markdown(markdown.table(spec)))  # type: ignore[no-untyped-call]
-        self._metrics["tables"][name] = dict(spec)
+        kept = {**spec, "synthetic": True} if self.synthetic else dict(spec)
+        display(Markdown(markdown.table(kept)))  # type: ignore[no-untyped-call]
+        self._metrics["tables"][name] = kept
 
     def keep(self, **values: Any) -> None:
         """Keep values for the results file, under these names."""

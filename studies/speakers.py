@@ -237,8 +237,7 @@ def precision_table(
         "Frame-level mAP in %, with and without the SE blocks",
         "condition | clips | with SE | without | difference in points, paired | BIAS on real WASD, published",
         rows,
-        f"Means over {len(without)} seeds; intervals over clips. "
-        "Not harmed means: the interval lies above -0.5 points.",
+        f"Means over {len(without)} seeds; intervals over clips.",
         "The last column is what the twin's conditions are named after, measured by its authors on real "
         "videos: it is no rival of these numbers.",
     )
