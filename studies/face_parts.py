@@ -26,6 +26,20 @@ from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"
 SHORTCUT_MAPS = ("SE top-gate (paper)", "SE influence", "Grad-CAM", "mean of channels", CHANCE)
 STRANGER = "another, without"
+DELETED = (  # maps that are held against what the network misses
+    "SE top-gate (paper)",
+    "SE gate",
+    "SE influence",
+    "SE influence, top 10 %",
+    "Grad-CAM",
+    "Grad-CAM++",
+    "LayerCAM",
+    "Eigen-CAM",
+    "FEM",
+    "mean of channels",
+    "uniform noise",
+    "centre prior",
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,21 @@ def part_deletion(
     return {name: np.array(values) for name, values in found.items()}
 
 
+def deletion_study(
+    networks: Mapping[str, tuple[nn.Module, nn.Module]], pairs: Pairs, *, seed: int
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """:func:`part_deletion` for each network: {name: (explained, measured)}. The faces are drawn once."""
+    parts = {row: visible(pairs.faces, row) for row in pairs.rows.unique().tolist()}
+    removals = Removals.draw(pairs.faces, parts)
+    found = {}
+    for name, (model, measured) in networks.items():
+        makers = explainers_of(model, measured, seed)
+        chosen = {key: maker for key, maker in makers.items() if key in DELETED}
+        chosen["SE influence, signed"] = signed_influence(model)
+        found[name] = part_deletion(measured, pairs, chosen, removals)
+    return found
+
+
 def signed_influence(model: nn.Module) -> Explainer:
     """The influence map in units of the logit, (B, H, W): evidence against the target is negative energy."""
     return lambda images, targets: resize(explain(model, images).map("influence", targets), images.shape[2:])
@@ -118,7 +147,7 @@ def correlation_table(
     for name in dict.fromkeys(name for run in runs.values() for name in run):
         known = [run.get(name) for run in runs.values()]
         rows.append([name, *(v if v is None else list(bootstrap(v, resamples=resamples)) for v in known)])
-    return tables.spec(
+    table = tables.spec(
         "Rank correlation, over the parts of a face, of a map's energy on a part with the fall of the logit "
         "without it",
         " | ".join(["map", *runs]),
@@ -126,6 +155,7 @@ def correlation_table(
         "Faces drawn again without the part, or with a mouth, nose, eyes, brows or skin that carry no "
         "attribute.",
     )
+    return table | {"synthetic": True}
 
 
 def shortcut_study(networks: Mapping[str, nn.Module], faces: FaceSet, *, resamples: int) -> dict[str, Any]:
@@ -185,13 +215,14 @@ def shortcut_table(study: Mapping[str, Any], *, resamples: int) -> dict[str, Any
     for part in ("hat", "glasses"):
         fall = {name: falls[part] for name, falls in study["falls"].items()}
         rows.append([f"truth: fall of the logit without the {part}", *intervals(fall), None])
-    return tables.spec(
+    table = tables.spec(
         "Eyeglasses: energy on the hat, in a network trained where hats go with glasses (ρ = 0.9) and in one "
         "trained where they do not",
         "map | clean | spurious | factor",
         rows,
         f"{study['faces']} test faces with both; one network each, trained for Eyeglasses alone, with SE.",
     )
+    return table | {"synthetic": True}
 
 
 def with_and_without(

@@ -85,6 +85,11 @@ def pick(faces: FaceSet, attributes: Sequence[str]) -> FaceSet:
     return replace(faces, targets=faces.targets[:, columns], classes=list(attributes))
 
 
+def known(faces: FaceSet, attributes: Sequence[str]) -> list[str]:
+    """Those of the attributes that the set has; its first one where it has none of them."""
+    return [name for name in attributes if name in faces.classes] or faces.classes[:1]
+
+
 def gates_for(
     item: Recipe, model: nn.Module, *, per_target: bool, sparsity: float, epochs: int | None, seed: int
 ) -> tuple[nn.Module, GateReport, FeatureCache]:
@@ -116,6 +121,17 @@ def gate_worth(
         "From the fifth column on: of the decisions that an attribute is there. "
         "All on test images, against the network's own decisions, no labels.",
     )
+
+
+def reports_of(
+    gated: Mapping[str, tuple[nn.Module, GateReport, FeatureCache]],
+) -> dict[str, dict[str, float]]:
+    """What the fits of :func:`gates_for` reached, without their seconds."""
+    reports = {name: report.as_dict() for name, (_, report, _) in gated.items()}
+    return {
+        name: {key: value for key, value in report.items() if not key.endswith("seconds")}
+        for name, report in reports.items()
+    }
 
 
 # ---- how well the attributes are named ---------------------------------------------------------------------
@@ -159,11 +175,16 @@ def accuracy_tables(
     return overall, _every_attribute(item, scores), points
 
 
+def over_seeds(scores: Mapping[str, Sequence[Mapping[str, Tensor]]], kind: str) -> dict[str, list[float]]:
+    """A measure of every attribute, the mean over training runs: {form: (K,)}."""
+    return {form: torch.stack([run[kind] for run in runs]).mean(0).tolist() for form, runs in scores.items()}
+
+
 def _every_attribute(item: Recipe, scores: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> dict[str, Any]:
     means = {
-        f"{heading} {form}": torch.stack([run[kind] for run in runs]).mean(0).tolist()
+        f"{heading} {form}": values
         for kind, heading in (("accuracy", "accuracy"), ("ap", "AP"))
-        for form, runs in scores.items()
+        for form, values in over_seeds(scores, kind).items()
     }
     rows = []
     for k, name in enumerate(item.val.classes):
@@ -252,6 +273,23 @@ def localise(model: nn.Module, measured: nn.Module, pairs: Pairs, *, slow: int, 
         localisation={"near": near, **benchmark.LOCALISATION},
         limits=dict.fromkeys(("Score-CAM", "Ablation-CAM"), min(slow, len(pairs))),
     )
+
+
+def localise_all(
+    networks: Mapping[str, Sequence[tuple[nn.Module, nn.Module]]],
+    pairs: Pairs,
+    *,
+    seeds: Sequence[int],
+    slow: int,
+) -> dict[str, list[Scores]]:
+    """:func:`localise` for each network: {name: one (explained, measured) per seed, or for the first seeds}."""
+    return {
+        name: [
+            localise(model, measured, pairs, slow=slow, seed=seed)
+            for seed, (model, measured) in zip(seeds, runs, strict=False)
+        ]
+        for name, runs in networks.items()
+    }
 
 
 def by_attribute(pairs: Pairs, scores: Sequence[Scores], explainers: Sequence[str]) -> dict[str, Any]:

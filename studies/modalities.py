@@ -20,7 +20,16 @@ from studies.data import SpeakerSet, draw_clips
 from studies.data.speakers import inputs_of
 from studies.metrics import Interval, bootstrap, percentile
 from studies.networks import ActiveSpeaker
-from studies.speakers import Frames, Setup, clip_logits, labels_of, precision, scored
+from studies.speakers import (
+    Frames,
+    Setup,
+    clip_logits,
+    labels_of,
+    precision,
+    rows_by_condition,
+    scored,
+    speaking_clips,
+)
 
 Clips = Sequence[tuple[Mapping[str, Tensor], Sequence[int]]]  # (inputs of one clip, its labels)
 
@@ -48,6 +57,13 @@ def worth(model: nn.Module, clips: Clips) -> Worth:
         share.append(size / max(size.sum(), 1e-12))
         gates.append(found.gate_share[0].double().cpu().numpy())
     return Worth(names, np.stack(influence), np.stack(share), np.stack(gates))
+
+
+def worth_by_condition(model: nn.Module, clips: SpeakerSet, count: int) -> dict[str, Worth]:
+    """:func:`worth` in the first ``count`` speaking clips under each condition."""
+    conditions = [name for name in rows_by_condition(clips) if name != "all"]
+    chosen = {name: speaking_clips(clips, count, conditions=[name]) for name in conditions}
+    return {name: worth(model, batches_of(clips, rows)) for name, rows in chosen.items()}
 
 
 def batches_of(clips: SpeakerSet, rows: Sequence[int]) -> Clips:
@@ -129,12 +145,23 @@ def muting_table(
     return table | {"synthetic": True}
 
 
+def shares_of(found: Mapping[str, Worth], *, resamples: int) -> dict[str, dict[str, Interval]]:
+    """{condition: {modality: its share of influence, with its interval over clips}}."""
+    return {
+        condition: {
+            name: bootstrap(share, resamples=resamples)
+            for name, share in zip(w.names, w.share.T, strict=True)
+        }
+        for condition, w in found.items()
+    }
+
+
 def share_table(found: Mapping[str, Worth], *, resamples: int) -> dict[str, Any]:
     """Modality shares by condition: influence, and the gates as the authors of BIAS read them."""
     rows = []
-    for condition, w in found.items():
-        shares = [list(bootstrap(column, resamples=resamples)) for column in w.share.T]
-        rows.append([condition, *shares, *w.gate_share.mean(0).tolist()])
+    for condition, shares in shares_of(found, resamples=resamples).items():
+        gates = found[condition].gate_share.mean(0).tolist()
+        rows.append([condition, *(list(share) for share in shares.values()), *gates])
     names = next(iter(found.values())).names
     headings = [
         *(f"{name}: share of influence" for name in names),
@@ -163,6 +190,36 @@ def share_between(a: Worth, b: Worth, modality: str, *, resamples: int) -> Inter
         lambda rng: rng.choice(x, len(x)).mean() - rng.choice(y, len(y)).mean(),
         resamples=resamples,
     )
+
+
+def occlusion_table(
+    found: Mapping[str, Worth], masked: Worth, *, resamples: int
+) -> tuple[dict[str, Any], dict[str, dict[str, Interval]]]:
+    """How the shares of influence change when the mouth is hidden.
+
+    Args:
+        found: by condition, on the twin.
+        masked: of the clips of "optimal", drawn again with a mask.
+
+    Returns:
+        The table, and {modality: {"between": other clips, "paired": the same clips}}.
+    """
+    hidden, optimal = found["face occlusion"], found["optimal"]
+    changes = {
+        name: {
+            "between": share_between(hidden, optimal, name, resamples=resamples),
+            "paired": share_change(masked, optimal, name, resamples=resamples),
+        }
+        for name in masked.names
+    }
+    rows = [[name, *(list(change) for change in both.values())] for name, both in changes.items()]
+    table = tables.spec(
+        "How the shares of influence change when the mouth is hidden",
+        "modality | face occlusion against optimal, other clips | the same clips with a mask, paired",
+        rows,
+        "Differences of shares; intervals over clips.",
+    )
+    return table | {"synthetic": True}, changes
 
 
 # ---- how few gates will do ---------------------------------------------------------------------------------

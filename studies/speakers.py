@@ -182,6 +182,17 @@ def rows_by_condition(clips: SpeakerSet) -> dict[str, NDArray[np.int64]]:
     return {name: rows for name, rows in found.items() if name and len(rows)} | {"all": np.arange(len(clips))}
 
 
+def first_faces(clips: SpeakerSet, frames: int = 38) -> dict[str, Tensor]:
+    """{condition: the first frames of its first clip's face (T, H, W)}; nothing for a set without any."""
+    found = {}
+    for condition, rows in rows_by_condition(clips).items():
+        if condition != "all":
+            row = rows[0]
+            inputs, _ = clips.clip(row, 0, min(frames, clips.clips[row].frames))
+            found[condition.replace(" ", "\n")] = inputs["face"][0]
+    return found
+
+
 def precision(
     scores: Frames, labels: Sequence[NDArray[np.int64]], rows: Sequence[int] | NDArray[np.int64] | None = None
 ) -> float:
@@ -242,6 +253,12 @@ def precision_table(
         "videos: it is no rival of these numbers.",
     )
     return table, gains
+
+
+def gate_range(ex: Explanation) -> dict[str, list[float]]:
+    """The smallest, the mean and the largest gate of each stream."""
+    gates = {name: stream.gates for name, stream in ex.streams.items()}
+    return {name: [float(s.min()), float(s.mean()), float(s.max())] for name, s in gates.items()}
 
 
 def sparse_table(report: StreamGateReport, whole: Frames, gated: Frames, clips: SpeakerSet) -> dict[str, Any]:
@@ -313,6 +330,17 @@ def localise(model: nn.Module, clips: SpeakerSet, rows: Sequence[int], *, seed: 
     return Scores(np.array(rows), table)
 
 
+def mean_energy(scores: Mapping[str, Sequence[Scores]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{network: {map: {"near": …, "energy": …}}}, means over clips and seeds of :func:`localise`."""
+
+    def mean(runs: Sequence[Scores], name: str) -> dict[str, float]:
+        return {
+            kind: float(np.mean([run.cell(name, kind).mean() for run in runs])) for kind in ("near", "energy")
+        }
+
+    return {network: {name: mean(runs, name) for name in runs[0].values} for network, runs in scores.items()}
+
+
 # ---- a video of two people, and cost -----------------------------------------------------------------------
 
 
@@ -381,3 +409,14 @@ def cost(model: ActiveSpeaker) -> tuple[float, dict[str, float]]:
             passes.append(bare())
             ratios[kind].append(2 * took / (passes[-1] + passes[-2]))
     return float(np.median(passes[1:])), {kind: float(np.median(r[1:])) for kind, r in ratios.items()}
+
+
+def cost_table(forward: float, cost: Mapping[str, float]) -> dict[str, Any]:
+    """What :func:`cost` measured."""
+    return tables.spec(
+        "Time for one clip of 100 frames, as a multiple of the forward pass",
+        "what | forward passes",
+        [list(item) for item in cost.items()],
+        "Medians of nine rounds, each against the passes right before and after it. "
+        f"A pass took {1000 * forward:.0f} ms here and now.",
+    )
