@@ -87,9 +87,9 @@ def best(runs: Sequence[Scores], among: Sequence[str], metric: str) -> str:
 
 
 def verdict(interval: Sequence[float]) -> str:
-    """In words what an interval of a gain says: "better", "worse", or "level with" when it holds zero."""
+    """In words what an interval of a gain says; where it holds zero, no difference was detected."""
     _, low, high = interval
-    return "better than" if low > 0 else "worse than" if high < 0 else "level with"
+    return "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
 
 
 def signed(interval: Sequence[float], digits: int = 3) -> str:

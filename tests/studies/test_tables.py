@@ -40,7 +40,7 @@ def test_a_gain_is_positive_where_the_first_is_better_whichever_way_the_measure_
 def test_verdicts_follow_the_interval() -> None:
     assert tables.verdict((0.1, 0.01, 0.2)) == "better than"
     assert tables.verdict((-0.1, -0.2, -0.01)) == "worse than"
-    assert tables.verdict((0.1, -0.01, 0.2)) == "level with"
+    assert tables.verdict((0.1, -0.01, 0.2)) == "not distinguishable from"
     assert tables.signed((0.1, -0.01, 0.2), 2) == "+0.10 [-0.01, +0.20]"
 
 
