@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,7 @@ def attach_blocks(
     if attached(model):
         raise ValueError("the model has an SE block already: call selib.detach_se(model) first")
     blocks: dict[str, SEBlock] = {}
+    block: SEBlock
     averaged: nn.Linear | None = None
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
         sites = {
@@ -139,14 +140,20 @@ def attach_blocks(
             for s, w in at.items()
         }
         for stream, site in sites.items():
-            found = _as_told(site, options[stream])
-            if options[stream].per_target:
+            chosen = options[stream]
+            found = _as_told(site, chosen)
+            shared: dict[str, Any] = {"start": chosen.start, "layout": found.layout, "grid": found.grid}
+            if chosen.per_target:
                 averaged, rectifies = _linear_head(model, example, site, found)
-                blocks[stream] = _target_block(found, averaged, rectifies, options[stream])
+                targets = averaged.out_features
+                block = TargetSEBlock(
+                    found.channels, targets, chosen.reduction, rectifies=rectifies, **shared
+                )
             else:
-                blocks[stream] = _block(found, options[stream])
-            blocks[stream].site, blocks[stream].stream = site.name, stream
-            blocks[stream].frames, blocks[stream].grid_from = site.frames, site.grid_from
+                block = SEBlock(found.channels, chosen.reduction, prefix=found.prefix, **shared)
+            blocks[stream] = block
+            block.site, block.stream = site.name, stream
+            block.frames, block.grid_from = site.frames, site.grid_from
     for block in blocks.values():
         _hang(model, block)
     if averaged is not None:
@@ -168,31 +175,6 @@ def _as_told(site: Site, options: BlockOptions) -> MapLayout:
     if len(site.shape) != 3 or prefix < 0 or (prefix and found.layout == "BC*"):
         raise ValueError(f"grid={options.grid} does not fit the map {site.shape} of {site.name!r}")
     return MapLayout(found.layout, found.channels, prefix, tuple(options.grid))
-
-
-def _block(found: MapLayout, options: BlockOptions) -> SEBlock:
-    return SEBlock(
-        found.channels,
-        options.reduction,
-        start=options.start,
-        layout=found.layout,
-        prefix=found.prefix,
-        grid=found.grid,
-    )
-
-
-def _target_block(
-    found: MapLayout, averaged: nn.Linear, rectifies: bool, options: BlockOptions
-) -> TargetSEBlock:
-    return TargetSEBlock(
-        found.channels,
-        averaged.out_features,
-        options.reduction,
-        start=options.start,
-        layout=found.layout,
-        grid=found.grid,
-        rectifies=rectifies,
-    )
 
 
 def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayout) -> tuple[nn.Linear, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,50 +47,7 @@ def _channels_of(module: nn.Module, *, read: bool) -> tuple[Layout, int] | None:
     return None
 
 
-Noted = tuple[Layout, Tensor]
-"""A layout, and the tensor it is of, which must live for its id to be its own."""
-
-
-@dataclass
-class _Seen:
-    """What one pass over the model shows: its modules' outputs in order, and who reads and writes them."""
-
-    outputs: list[tuple[str, Tensor]] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    read: dict[int, Noted] = field(default_factory=dict)
-    written: dict[int, Noted] = field(default_factory=dict)
-
-    def watch(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.calls[name] = self.calls.get(name, 0) + 1
-            if isinstance(module, nn.RNNBase) and module.batch_first:
-                _note(self.written, output[0], ("B*C", output[0].shape[-1]))
-            if not isinstance(output, Tensor):
-                return
-            before = args[0] if args and isinstance(args[0], Tensor) else None
-            if before is not None:
-                _note(self.read, before, _channels_of(module, read=True))
-            _note(self.written, output, _channels_of(module, read=False))
-            kept = type(module).__module__ in _KEEPS or isinstance(module, nn.Identity)
-            if before is not None and kept and id(before) in self.written:
-                self.written.setdefault(id(output), self.written[id(before)])
-            self.outputs.append((name, output))
-
-        return hook
-
-    def known(self, output: Tensor) -> Layout | None:
-        """Where the next layer reads the channels of a map, else where they were written."""
-        noted = self.read.get(id(output)) or self.written.get(id(output))
-        return noted[0] if noted else None
-
-
-def _note(notes: dict[int, Noted], tensor: Tensor, found: tuple[Layout, int] | None) -> None:
-    if found and tensor.ndim > 2 and tensor.shape[1 if found[0] == "BC*" else -1] == found[1]:
-        notes.setdefault(id(tensor), (found[0], tensor))
-
-
-# ---- candidates
-# ----------------------------------------------------------------------------------------------
+# ---- candidates ----------
 
 
 @dataclass(frozen=True)
@@ -144,30 +101,66 @@ def _try(model: nn.Module, inputs: Inputs, example: Inputs) -> Any:
         raise ValueError(f"the model cannot run on the example {shapes}: {why}") from error
 
 
-def _varies(x: Tensor) -> bool:
-    """Whether any row has two values along the last axis."""
-    return bool((x != x[..., :1]).any())
+Noted = tuple[Layout, Tensor]
+"""A layout, and the tensor it is of, which must live for its id to be its own."""
 
 
-def _frames(logits: Tensor) -> int | None:
-    """T of logits (B, T, K), None of (B, K)."""
-    return logits.shape[1] if logits.ndim == 3 else None
+class _Look:
+    """One pass over the model: the outputs of its modules in order, and who reads and writes them."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, example: Inputs) -> None:
+        self.outputs: list[tuple[str, Any]] = []
+        self._read: dict[int, Noted] = {}
+        self._written: dict[int, Noted] = {}
+        with hooked(*((module, self._watch(name)) for name, module in model.named_modules() if name)):
+            self.logits = logits_of(_try(model, inputs, example), inputs)
+        self.shapes = [t.shape for t in tensors(inputs)]
+        self.frames = self.logits.shape[1] if self.logits.ndim == 3 else None
+
+    def _watch(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.outputs.append((name, output))
+            if isinstance(module, nn.RNNBase) and module.batch_first:
+                _note(self._written, output[0], ("B*C", output[0].shape[-1]))
+            if not isinstance(output, Tensor):
+                return
+            _note(self._written, output, _channels_of(module, read=False))
+            if args and isinstance(args[0], Tensor):
+                _note(self._read, args[0], _channels_of(module, read=True))
+                kept = type(module).__module__ in _KEEPS or isinstance(module, nn.Identity)
+                if kept and id(args[0]) in self._written:
+                    self._written.setdefault(id(output), self._written[id(args[0])])
+
+        return hook
+
+    def _known(self, output: Tensor) -> Layout | None:
+        """Where the next layer reads the channels of a map, else where they were written."""
+        noted = self._read.get(id(output)) or self._written.get(id(output))
+        return noted[0] if noted else None
+
+    def calls(self, name: str) -> int:
+        return sum(called == name for called, _ in self.outputs)
+
+    def site(self, name: str, output: Tensor) -> Site | None:
+        """A module's output as a feature map; None where its layout cannot be told."""
+        maps: list[tuple[str, Space]] = []  # those (B, C, *space) that were ready before
+        for other, tensor in self.outputs:
+            if tensor is output or output.ndim != 3:
+                break
+            is_map = isinstance(tensor, Tensor) and tensor.ndim in (4, 5) and len(tensor) == len(output)
+            if is_map and self._known(tensor) != "B*C":
+                maps.append((other, tuple(tensor.shape[2:])))
+        spaces = [space for _, space in maps]
+        layout = map_layout(output.shape, self.shapes, self.frames, self._known(output), spaces)
+        if layout is None:
+            return None
+        source = next((other for other, space in reversed(maps) if space == layout.grid), "")
+        return Site(name, tuple(output.shape), layout, self.frames is not None, source)
 
 
-def _one_sample(inputs: Inputs) -> Inputs:
-    batch = batch_size(inputs)
-    return inputs if batch is None else take(inputs, 0, batch)
-
-
-def _maps_before(seen: _Seen, output: Tensor) -> list[tuple[str, Space]]:
-    """The maps (B, C, *space) that were ready before an output."""
-    found: list[tuple[str, Space]] = []
-    for name, tensor in seen.outputs:
-        if tensor is output:
-            break
-        if tensor.ndim in (4, 5) and len(tensor) == len(output) and seen.known(tensor) != "B*C":
-            found.append((name, tuple(tensor.shape[2:])))
-    return found
+def _note(notes: dict[int, Noted], tensor: Tensor, found: tuple[Layout, int] | None) -> None:
+    if found and tensor.ndim > 2 and tensor.shape[1 if found[0] == "BC*" else -1] == found[1]:
+        notes.setdefault(id(tensor), (found[0], tensor))
 
 
 def candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> tuple[list[Site], list[str]]:
@@ -176,31 +169,66 @@ def candidates(model: nn.Module, inputs: Inputs, example: Inputs) -> tuple[list[
     Returns:
         The sites, each by its outermost name, and the outputs whose layout cannot be told, as text.
     """
-    seen = _Seen()
-    with hooked(*((module, seen.watch(name)) for name, module in model.named_modules() if name)):
-        logits = logits_of(_try(model, inputs, example), inputs)
-    shapes = [t.shape for t in tensors(inputs)]
+    look = _Look(model, inputs, example)
     contrast = any(_varies(t.flatten(1)) for t in tensors(inputs) if t.ndim > 1)
     sites: dict[int, Site] = {}
     unread: dict[int, str] = {}
-    for name, output in seen.outputs:  # children return before their parents: the outermost name wins
-        if output.ndim < 3 or seen.calls[name] > 1 or len(output) != len(logits):
+    for name, output in look.outputs:  # children return before their parents: the outermost name wins
+        is_map = isinstance(output, Tensor) and output.ndim > 2 and len(output) == len(look.logits)
+        if not is_map or look.calls(name) > 1:
             continue
-        before = _maps_before(seen, output) if output.ndim == 3 else []
-        layout = map_layout(
-            output.shape, shapes, _frames(logits), seen.known(output), [space for _, space in before]
-        )
-        if layout is None or layout.channels < 2:
+        site = look.site(name, output)
+        if site is None or site.layout.channels < 2:
             unread[id(output)] = f"{name!r} {tuple(output.shape)}"
             continue
-        positions = channels_first(output, layout.layout, layout.prefix).flatten(2)
+        positions = channels_first(output, site.layout.layout, site.layout.prefix).flatten(2)
         # One value repeated over the positions is no map (VGG's 7x7 pooling of a 1x1 map).
-        if positions.shape[2] < 2 or (contrast and not _varies(positions)):
-            continue
-        source = next((n for n, space in reversed(before) if space == layout.grid), "")
-        sites.pop(id(output), None)
-        sites[id(output)] = Site(name, tuple(output.shape), layout, logits.ndim == 3, source)
+        if positions.shape[2] > 1 and (_varies(positions) or not contrast):
+            sites.pop(id(output), None)
+            sites[id(output)] = site
     return list(sites.values()), list(unread.values())
+
+
+def _varies(x: Tensor) -> bool:
+    """Whether any row has two values along the last axis."""
+    return bool((x != x[..., :1]).any())
+
+
+def named_site(model: nn.Module, example: Inputs, name: str) -> Site:
+    """The site that the user named.
+
+    Raises:
+        ValueError: no such module, or its output is not one map (B, C, …).
+    """
+    names = dict(model.named_modules())
+    if name not in names or not name:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ValueError(f"at={name!r}: the model has no such module{hint}")
+    try:
+        model = a_copy(model)
+    except ValueError:
+        pass  # one forward pass is nothing that the model's owner would not do
+    with evaluating(model):
+        look = _Look(model, example, example)
+    outputs = [output for called, output in look.outputs if called == name]
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
+        once = (
+            f"returns {type(outputs[0]).__name__}" if len(outputs) == 1 else f"is called {len(outputs)} times"
+        )
+        raise ValueError(
+            f"at={name!r} {once}: an SE block needs a module that is called once and returns one tensor "
+            "(B, C, …)"
+        )
+    output = outputs[0]
+    shape = tuple(output.shape)
+    if shape[0] != len(look.logits):
+        raise ValueError(
+            f"at={name!r} returns {shape} for a batch of {len(look.logits)}: an SE block needs one map (C, …) "
+            "for each sample, first axis first"
+        )
+    vector = Site(name, shape, MapLayout("BC*", shape[1]), look.frames is not None)  # no heatmap
+    return look.site(name, output) or vector
 
 
 # ---- probing
@@ -305,7 +333,8 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
     """
     model = a_copy(model)
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        inputs = _one_sample(example)  # shapes and changes need no more than one sample
+        batch = batch_size(example)
+        inputs = example if batch is None else take(example, 0, batch)  # one sample is enough
         sites, unread = candidates(model, inputs, example)
         probe = _Probe(model, inputs, sites)
         feeding = [site for site in reversed(sites) if probe.feeds(site)]
@@ -341,46 +370,3 @@ def _nothing_found(model: nn.Module, unread: Sequence[str]) -> str:
         "no spatial feature map feeds the output of this model, so there is nothing to draw a heatmap from: "
         f"name a module with at=… (modules: {names} …)"
     )
-
-
-def named_site(model: nn.Module, example: Inputs, name: str) -> Site:
-    """The site that the user named.
-
-    Raises:
-        ValueError: no such module, or its output is not one map (B, C, …).
-    """
-    names = dict(model.named_modules())
-    if name not in names or not name:
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise ValueError(f"at={name!r}: the model has no such module{hint}")
-    try:
-        model = a_copy(model)
-    except ValueError:
-        pass  # one forward pass is nothing that the model's owner would not do
-    seen = _Seen()
-    outputs: list[Any] = []
-    watched = [(module, seen.watch(n)) for n, module in model.named_modules() if n]
-    target = (model.get_submodule(name), lambda m, a, output: outputs.append(output))
-    with evaluating(model), hooked(*watched, target):
-        logits = logits_of(_try(model, example, example), example)
-    if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or outputs[0].ndim < 2:
-        called = len(outputs) != 1
-        found = f"is called {len(outputs)} times" if called else f"returns {type(outputs[0]).__name__}"
-        raise ValueError(
-            f"at={name!r} {found}: an SE block needs a module that is called once and returns one tensor "
-            "(B, C, …)"
-        )
-    output = outputs[0]
-    shape = tuple(output.shape)
-    if shape[0] != len(logits):
-        raise ValueError(
-            f"at={name!r} returns {shape} for a batch of {len(logits)}: an SE block needs one map (C, …) for "
-            "each sample, first axis first"
-        )
-    before = _maps_before(seen, output)
-    shapes = [t.shape for t in tensors(example)]
-    layout = map_layout(shape, shapes, _frames(logits), seen.known(output), [space for _, space in before])
-    layout = layout or MapLayout("BC*", shape[1])  # also a vector (B, C): gates, but no heatmap
-    source = next((n for n, space in reversed(before) if space == layout.grid), "")
-    return Site(name, shape, layout, logits.ndim == 3, source)
