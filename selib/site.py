@@ -224,7 +224,7 @@ def named_site(model: nn.Module, example: Inputs, name: str) -> Site:
     shape = tuple(output.shape)
     if shape[0] != len(look.logits):
         raise ValueError(
-            f"at={name!r} returns {shape} for a batch of {len(look.logits)}: an SE block needs one map (C, …) "
+            f"at={name!r} returns {shape} for a batch of {len(look.logits)}: an SE block needs a map (C, …) "
             "for each sample, first axis first"
         )
     vector = Site(name, shape, MapLayout("BC*", shape[1]), look.frames is not None)  # no heatmap
