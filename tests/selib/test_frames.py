@@ -266,7 +266,7 @@ def test_a_map_of_all_frames_in_one_axis_is_refused() -> None:
             return self.fc(self.body(x.flatten(0, 1)[:, None]).mean((2, 3)))
 
     with pytest.raises(
-        ValueError, match=r"at='body' returns \(14, 4, 8, 8\) for a batch of 2: an SE block needs one map"
+        ValueError, match=r"at='body' returns \(14, 4, 8, 8\) for a batch of 2: an SE block needs a map"
     ):
         attach_se(Frames(), random(2, 7, 8, 8), at="body")
 
