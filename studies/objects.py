@@ -195,6 +195,15 @@ def gate_study(
     return gated, found
 
 
+def gate_shares(study: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What :func:`gate_study` found as shares, for a results file."""
+    return {
+        setting: {"open_gates": cell["open_gates"]}
+        | {kind: float(values.mean()) for kind, values in cell["right"].items()}
+        for setting, cell in study.items()
+    }
+
+
 def map_study(
     recipe: Recipe,
     measured: nn.Module,

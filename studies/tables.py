@@ -135,7 +135,7 @@ def accuracy_table(
         "Top-1 accuracy with and without the SE block",
         "data | with SE | without | difference in points, paired | seed by seed",
         rows,
-        "Not harmed means: the interval lies above -0.5 points.",
+        "Intervals over images, and over seeds where there are several.",
     )
     return table, points
 
