@@ -337,8 +337,11 @@ def find_site(model: nn.Module, example: Inputs) -> Site:
         inputs = example if batch is None else take(example, 0, batch)  # one sample is enough
         sites, unread = candidates(model, inputs, example)
         probe = _Probe(model, inputs, sites)
-        feeding = [site for site in reversed(sites) if probe.feeds(site)]
-        for site in feeding:
+        feeding = []
+        for site in reversed(sites):
+            if not probe.feeds(site):
+                continue
+            feeding.append(site)
             beside = probe.beside(site)
             probe.hold(site)
             if not bool(probe.reached(*beside).any()):
