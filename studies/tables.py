@@ -81,8 +81,9 @@ def compare(runs: Sequence[Scores], a: str, b: str, metric: str, *, resamples: i
 
 
 def best(runs: Sequence[Scores], among: Sequence[str], metric: str) -> str:
-    """The explainer with the best mean on a metric."""
-    means = {name: float(over_runs(runs, name, metric).mean()) for name in among if name in runs[0].values}
+    """The explainer with the best mean on a metric; the first of those that rounding alone tells apart."""
+    there = [name for name in among if name in runs[0].values]
+    means = {name: round(float(over_runs(runs, name, metric).mean()), 6) for name in there}
     return (min if metric in LOWER_IS_BETTER else max)(means, key=means.__getitem__)
 
 
