@@ -80,8 +80,7 @@ class Explanation:
         """(B,) or (B, T) index of the largest logit."""
         return self.logits.argmax(-1)
 
-    # ---- heatmaps
-    # --------------------------------------------------------------------------------------------
+    # ---- heatmaps ----------
 
     def heatmap(
         self,
@@ -167,8 +166,7 @@ class Explanation:
             return self.features.relu() if self._head.rectifies else self.features
         return self.features
 
-    # ---- channels
-    # --------------------------------------------------------------------------------------------
+    # ---- channels ----------
 
     def gates_of(self, target: Target = None) -> Tensor:
         """The SE vector (B, C) of the target: the same for all, unless each target has its own."""
@@ -306,8 +304,7 @@ class Explanation:
         return given if by_frame else given.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-# ---- explaining
-# ----------------------------------------------------------------------------------------------
+# ---- explaining ----------
 
 _OTHER_HEAD = (
     "the head is no longer the linear layer that the gates of each target were attached to: call "

@@ -20,8 +20,7 @@ from selib.forward import Inputs, batch_size, call, evaluating, hooked, logits_o
 from selib.layout import MapLayout, Space, map_layout
 from selib.se import Layout, channels_first
 
-# ---- what the layers say about the channels
-# ------------------------------------------------------------------
+# ---- what the layers say about the channels ----------
 
 _FIRST = (
     nn.Conv1d,
@@ -73,10 +72,18 @@ class Site:
 def a_copy(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters and has buffers and attributes of its own.
 
+    Weights that are all zero, as a new classifier's may be, are random in the copy: a probe would see nothing
+    pass through them.
+
     Raises:
         ValueError: the model cannot be copied.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        if not name.endswith("bias") and p.device.type != "meta" and not bool(p.any()):
+            noise = 0.1 * torch.randn(p.shape, generator=generator)
+            shared[id(p)] = nn.Parameter(noise.to(p), requires_grad=False)
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses what autograd has computed
@@ -231,8 +238,7 @@ def named_site(model: nn.Module, example: Inputs, name: str) -> Site:
     return look.site(name, output) or vector
 
 
-# ---- probing
-# -------------------------------------------------------------------------------------------------
+# ---- probing ----------
 
 
 class _Probe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -20,8 +21,7 @@ from selib.forward import attached, bare, call, logits_of
 from selib.layout import map_layout
 from selib.site import find_site
 
-# ---- the site
-# --------------------------------------------------------------------------------------------------------------
+# ---- the site ----------
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -60,6 +60,7 @@ def test_attaching_is_invisible_and_detaching_leaves_nothing(name: str) -> None:
     assert {n: set(vars(m)) for n, m in model.named_modules()} == attributes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_site_is_found_whatever_the_batch_and_the_mode(name: str) -> None:
     model, example = zoo.build(name)
@@ -92,6 +93,51 @@ class Bypass(nn.Module):
         one = self.one(x)
         two = self.two(one.relu()).mean((2, 3))
         return self.fc(torch.cat([two, one.mean((2, 3))], 1) if self.bypassed else two)
+
+
+@pytest.mark.parametrize("zero", ["weight", "all"])
+def test_a_classifier_that_starts_at_zero_hides_nothing(zero: str) -> None:
+    model, example = zoo.build("vit")
+    nn.init.zeros_(model.heads.head.weight)
+    if zero == "all":
+        nn.init.zeros_(model.heads.head.bias)
+    before = snapshot(model)
+    assert find_site(model, example).name == "encoder.layers.encoder_layer_0"
+    assert same(snapshot(model), before)
+
+
+def test_probing_leaves_no_trace_in_buffers_and_attributes() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = zoo.convolutions(), nn.Linear(6, K)
+            self.register_buffer("calls", torch.zeros(()))
+            self.seen: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen.append(len(x))
+            self.last = self.body(x)
+            if not self.last.isfinite().all():
+                raise FloatingPointError("features are not finite")
+            return self.fc(self.last.mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Counting().eval()
+    assert attach_se(model, image(32)).site == "body"
+    assert model.calls == 0 and model.seen == [] and not hasattr(model, "last")
+    detach_se(model)
+    model(image(32))  # leaves a tensor with a history, which deepcopy alone would refuse
+    attach_se(model, image(32))
+    assert model.calls == 1 and model.seen == [3]
+
+
+def test_a_model_that_cannot_be_copied_is_asked_for_the_site() -> None:
+    model, example = zoo.build("functional")
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match="cannot be copied .* name the module .* with at="):
+        attach_se(model, example)
+    assert attach_se(model, example, at="conv2").channels == 6
 
 
 def test_a_map_that_is_bypassed_is_passed_over() -> None:
@@ -488,6 +534,7 @@ def test_a_bad_option_leaves_the_model_alone(options: dict[str, Any], message: s
     assert hooks(model) == before and attached(model) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "site"),
     [

@@ -66,8 +66,7 @@ def ablated(model: nn.Module, example: Any, block: SEBlock, channels: list[int],
     return torch.stack(columns, 1)
 
 
-# ---- influence
-# ---------------------------------------------------------------------------------------------------------------
+# ---- influence ----------
 
 
 @pytest.mark.parametrize("name", LINEAR)

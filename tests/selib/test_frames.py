@@ -30,8 +30,7 @@ from selib.stream_gates import StreamGateReport, fit_stream_gates
 from selib.train import attribute_scores, evaluate, fit, predict
 from studies.networks import build
 
-# ---- models
-# ------------------------------------------------------------------------------------------------------------------
+# ---- models ----------
 
 
 class Gru(nn.Module):
@@ -936,12 +935,12 @@ def test_flattened_frames_and_several_outputs_learn_alike() -> None:
             train(model, loader, auxiliary=0.0)
             states.append({k: v for k, v in model.state_dict().items() if "auxiliary" not in k})
             logits, targets = predict(model, loader)
-            assert logits.shape == (45, columns) and targets.shape == ((45,) if columns == 1 else (45, 2))
-            assert torch.equal(targets, torch.cat([y.flatten(0, 1) for _, y in loader.batches]))
+            assert logits.shape == targets.shape == (45, columns)
+            assert torch.equal(targets, torch.cat([y.reshape(-1, columns) for _, y in loader.batches]))
             expected = torch.cat([run(model.eval(), x).reshape(-1, columns) for x, _ in loader.batches])
             assert torch.allclose(logits, expected, atol=1e-5)
             scores = evaluate(model, loader, task="multilabel")
-            again = attribute_scores(logits, targets.reshape(logits.shape))
+            again = attribute_scores(logits, targets)
             assert scores["mean_ap"] == pytest.approx(float(again["ap"].nanmean()))
         assert all(
             torch.allclose(a, b, atol=1e-6)
@@ -964,9 +963,8 @@ def test_clips_of_one_frame_beside_longer_ones() -> None:
     loader = Loader((1, 4))
     model = fresh(outputs=1, flat=True).eval()
     logits, targets = predict(model, loader)
-    assert logits.shape == (15, 1) and torch.equal(
-        targets, torch.cat([y.flatten() for _, y in loader.batches])
-    )
+    assert logits.shape == (15, 1)
+    assert torch.equal(targets[:, 0], torch.cat([y.flatten() for _, y in loader.batches]))
     assert set(evaluate(model, loader, task="multilabel")) >= {"mean_ap", "loss"}
 
 
@@ -1036,6 +1034,7 @@ def batches(count: int = 6, frames: int = 7) -> list[Any]:
     return [clips(3, frames, seed=20 * i) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_gates_of_one_block_from_cached_clips() -> None:
     model, _ = speakers(at="fuse")
     loader = batches()
@@ -1340,6 +1339,7 @@ LIGHT_SITES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", LIGHT_SITES)
 def test_light_asd_is_explained_without_editing_it(light_asd: Any, place: str) -> None:
     model, x = light_asd

@@ -61,8 +61,7 @@ def batches(x: Tensor, labels: Tensor | None = None, size: int = 100) -> list[An
 FAST: dict[str, Any] = {"epochs": 40, "batch_size": 64}
 
 
-# ---- what is found
-# -----------------------------------------------------------------------------------------------------------
+# ---- what is found ----------
 
 
 def test_exactly_the_planted_channels_are_found() -> None:
@@ -92,6 +91,7 @@ def test_more_sparsity_closes_more_gates() -> None:
     assert means == sorted(means, reverse=True) and means[0] > 3 * means[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", [0.8, 0.97])
 def test_the_promised_agreement_is_kept_with_the_sparsest_gates(promise: float) -> None:
     model, x, _ = planted()
@@ -123,8 +123,7 @@ def test_a_promise_that_cannot_be_kept_is_said_to_be_broken(monkeypatch: pytest.
     assert report.sparsity == 0.01
 
 
-# ---- what it must not depend on, and must not touch
-# ----------------------------------------------------------------------------
+# ---- what it must not depend on, and must not touch ----------
 
 
 def block_of(loader: Any, **options: Any) -> dict[str, Tensor]:
@@ -193,8 +192,7 @@ def test_a_block_trained_before_starts_anew_and_its_network_is_the_teacher() -> 
     assert (gated == logits.argmax(1)).float().mean() > 0.9 and report.agreement > 0.9
 
 
-# ---- the cache
-# -----------------------------------------------------------------------------------------------------------------
+# ---- the cache ----------
 
 HEADS = ["resnet", "vgg", "densenet", "convnext", "vit", "swin", "gru head", "dict output", "audio"]
 

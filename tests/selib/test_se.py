@@ -144,8 +144,7 @@ def test_restart_draws_new_weights_and_sets_the_form() -> None:
     assert torch.equal(block(features(2, 6, 3)), features(2, 6, 3))
 
 
-# ---- override
-# --------------------------------------------------------------------------------------------------------------
+# ---- override ----------
 
 
 def test_override_by_tensor_and_by_function() -> None:

@@ -91,8 +91,7 @@ def paper() -> tuple[nn.Module, Tensor]:
     return Paper().eval(), means[:, :, None, None] + torch.tensor([-0.5, 0.5])
 
 
-# ---- the block
-# -----------------------------------------------------------------------------------------------------------------
+# ---- the block ----------
 
 
 def test_logits_one_can_check_on_paper() -> None:
@@ -341,6 +340,7 @@ def test_several_streams_are_refused() -> None:
     assert "\n" not in str(error.value) and attached(model) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_target", [False, True])
 @pytest.mark.parametrize("name", ["resnet18_small_image", "resnet50", "mobilenet_v3_large"])
 def test_forty_attributes_on_the_study_s_networks(name: str, per_target: bool) -> None:
@@ -584,6 +584,7 @@ def test_a_checkpoint_rebuilds_the_model(tmp_path: Path, start: str) -> None:
         load_weights(shared, path)
 
 
+@pytest.mark.slow
 def test_whether_a_map_is_rectified_is_found_again_in_a_file(tmp_path: Path) -> None:
     path, x = tmp_path / "a.safetensors", image(64, batch=2)
     model = torchvision.models.densenet121(num_classes=3).eval()
@@ -681,6 +682,7 @@ def test_gates_per_target_find_what_each_output_rests_on_and_shared_ones_cannot(
     assert ((gates[several] > 0.5).sum(1) > 3).float().mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_target", [False, True])
 @pytest.mark.parametrize("outputs", [2, 40])
 def test_a_lambda_of_1_is_a_sensible_default_however_many_outputs_there_are(
