@@ -1,11 +1,14 @@
-"""Models as safetensors files: the weights, and what it takes to build the model again with its SE blocks."""
+"""Models and training runs as safetensors files: the weights, and what it takes to build or train on."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from selib.atomic import replacing
+from selib.atomic import replacing, write_text
 from selib.attach import BlockOptions, attach_blocks, attached
-from selib.forward import Task, bare, check_task
+from selib.forward import Task, bare, check_task, tensors
 from selib.pixels import sides
 from selib.se import TargetSEBlock
 
+History = list[dict[str, float]]  # of training: a row for each epoch
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+
+def write(path: Path, kept: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors and metadata to a safetensors file, whole or not at all."""
     with replacing(path) as part:
-        save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, part, metadata)
+        save_file({k: v.detach().contiguous().cpu().clone() for k, v in kept.items()}, part, metadata)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -35,35 +41,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file, or is cut short ({error}): save it again"
-        ) from error
+        said = f"{path} is not a safetensors file, or is cut short ({error}): save it again"
+        raise ValueError(said) from error
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, prefix: str = "") -> None:
     """Load the weights of a safetensors file into a model of the same architecture, all or nothing.
 
-    A checkpoint of the bare model loads into one with SE blocks attached.
-
-    Args:
-        prefix: load only the weights whose names start with it.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, no safetensors, or another architecture.
+    A checkpoint of the bare model loads into one with SE blocks attached. Of a file that holds more, those
+    weights are loaded whose names start with ``prefix``.
     """
     model = bare(model)
     weights = {k.removeprefix(prefix): w for k, w in read(Path(path))[0].items() if k.startswith(prefix)}
     gated = any("selib_se." in name for name in weights)
-    saved = {name: tuple(w.shape) for name, w in weights.items()}
-    own = {k: tuple(w.shape) for k, w in model.state_dict().items() if gated or "selib_se." not in k}
-    wrong = [
-        f"{name} is {saved.get(name, 'missing')}, in the model {own.get(name, 'missing')}"
-        for name in sorted(saved.keys() | own.keys())
-        if saved.get(name) != own.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
-        raise ValueError(f"{path} is a checkpoint of another architecture: {'; '.join(wrong[:2])}{more}")
+    own = {k: w for k, w in model.state_dict().items() if gated or "selib_se." not in k}
+    for name in sorted(weights.keys() | own.keys()):
+        saved, wanted = (tuple(x[name].shape) if name in x else "missing" for x in (weights, own))
+        if saved != wanted:
+            said = f"{name} is {saved}, in the model {wanted}"
+            raise ValueError(f"{path} is a checkpoint of another architecture: {said}")
     model.load_state_dict(weights)
 
 
@@ -84,17 +80,13 @@ def save_checkpoint(
         classes: the names of the outputs.
         image_size: side of square images, or (height, width).
         task: ``"multilabel"`` where every output is a decision of its own.
-
-    Raises:
-        ValueError: an unknown task, or a size that is none.
     """
     check_task(task)
-    sides(image_size)
     meta = {
         "architecture": architecture,
         "options": options,
         "classes": list(classes),
-        "image_size": image_size if isinstance(image_size, int) else list(image_size),
+        "image_size": sides(image_size),
         "task": task,
         "se": describe_blocks(model),
     }
@@ -104,58 +96,39 @@ def save_checkpoint(
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     """The model of :func:`save_checkpoint`, in evaluation mode, and its metadata (architecture, classes, …).
 
-    torchvision's classifiers are built by name. Other networks come from installed packages, by entry points
-    of the group ``selib.networks``: functions ``build(architecture, num_classes, image_size=…, **options)``
-    that raise ValueError for a name they do not know. A network that takes no images has a method
-    ``example()`` that returns a batch of what it takes, by which SE blocks are attached.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not written by ``save_checkpoint``, a network that
-            nothing installed can build, or weights that do not fit.
+    Networks are built by installed packages, through entry points of the group ``selib.networks``: functions
+    ``build(architecture, num_classes, image_size=…, **options)`` that raise ValueError for a name they do not
+    know. This package's own builds torchvision's classifiers, too. A network that takes no images has a
+    method ``example()`` that returns a batch of what it takes, by which SE blocks are attached.
     """
     _, metadata = read(Path(path))
     if "selib" not in metadata:
         raise ValueError(f"{path} holds weights only: build the model, then selib.load_weights(model, path)")
     meta: dict[str, Any] = {"task": "multiclass"} | json.loads(metadata["selib"])  # older files name no task
     try:
-        height, width = sides(meta["image_size"])
-        if not isinstance(meta["image_size"], int):
-            meta["image_size"] = (height, width)
-        model = _build(meta["architecture"], len(meta["classes"]), meta["image_size"], meta["options"])
-        blocks = {block["stream"]: _options_of(block) for block in meta["se"]}
+        meta["image_size"] = size = sides(meta["image_size"])
+        model = _build(meta["architecture"], len(meta["classes"]), size, meta["options"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: the network cannot be built again: {error}") from error
-    if blocks:
+    if meta["se"]:
         # Not zeros: whether a map is rectified before it is averaged shows only where it is negative.
-        noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-        said = getattr(model, "example", None)
-        example = said() if callable(said) else noise
-        attach_blocks(model, example, {block["stream"]: block["at"] for block in meta["se"]}, blocks)
+        noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        example = model.example() if hasattr(model, "example") else noise
+        places = {block["stream"]: block["at"] for block in meta["se"]}
+        attach_blocks(model, example, places, {block["stream"]: _options(block) for block in meta["se"]})
     load_weights(model, path)
     return model.eval(), meta
 
 
-def _build(
-    architecture: str, num_classes: int, image_size: int | tuple[int, int], options: Mapping[str, Any]
-) -> nn.Module:
+def _build(architecture: str, num_classes: int, size: tuple[int, int], options: Mapping[str, Any]) -> Any:
     refusals = []
-    try:
-        from torchvision import models
-
-        if architecture in models.list_models(models):
-            return models.get_model(architecture, weights=None, num_classes=num_classes, **options)
-        refusals.append("torchvision has no such classifier")
-    except ImportError:
-        refusals.append("torchvision's classifiers need it: pip install 'selib[study]'")
-    for plugin in entry_points(group="selib.networks"):
+    for package in entry_points(group="selib.networks"):
         try:
-            model: nn.Module = plugin.load()(architecture, num_classes, image_size=image_size, **options)
-            return model
-        except ValueError as error:
-            refusals.append(f"{plugin.name}: {error}")
-    raise ValueError(
-        f"architecture={architecture!r} is unknown ({'; '.join(refusals)}): install what builds it"
-    )
+            return package.load()(architecture, num_classes, image_size=size, **options)
+        except (ValueError, ImportError) as error:
+            refusals.append(f"{package.name}: {error}")
+    said = "; ".join(refusals)
+    raise ValueError(f"architecture={architecture!r} is unknown ({said}): install what builds it")
 
 
 def describe_blocks(model: nn.Module) -> list[dict[str, Any]]:
@@ -175,11 +148,89 @@ def describe_blocks(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _options_of(block: Mapping[str, Any]) -> BlockOptions:
-    if block.get("pool", "sample") != "sample":
-        raise ValueError(
-            f"its gates are shared over a batch, pool={block['pool']!r}, which selib no longer does"
-        )
+def _options(block: Mapping[str, Any]) -> BlockOptions:
     reduction = max(1, block["channels"] // block["bottleneck"])
-    grid = tuple(block["grid"]) if block.get("grid") else None  # older files have no grid and no per_target
-    return BlockOptions(reduction, block["start"], block["layout"], grid, block.get("per_target", False))
+    grid = tuple(block["grid"]) if block["grid"] else None
+    return BlockOptions(reduction, block["start"], block["layout"], grid, block["per_target"])
+
+
+# ---- training runs: what decides how they end, and where they stand ----------
+
+
+def save_run(
+    folder: Path, decides: dict[str, Any], model: nn.Module, optimizer: Optimizer, history: History
+) -> None:
+    """Weights, momentum and history in one file, so that no crash can leave them at different epochs.
+
+    What ``decides`` how a run ends tells it from others: its settings, and :func:`start`.
+    """
+    kept = {f"model.{name}": value for name, value in bare(model).state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        kept |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    metadata = {"history": json.dumps(history), "settings": json.dumps(decides)}
+    write(folder / "state.safetensors", kept, metadata)
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+
+def resume_run(folder: Path, decides: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> History:
+    """Put model and optimizer where the run stands, and return its history, empty where there is none."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return []
+    kept, metadata = read(path)
+    before = json.loads(metadata.get("settings", "{}"))
+    for name, now in decides.items():
+        then = before.get(name, "not recorded")
+        if then != now:
+            what = f"{name} was {then}, now {now}"
+            raise ValueError(f"{folder} holds another run ({what}): remove it, or pass another out=")
+    load_weights(model, path, prefix="model.")
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in kept.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state[int(index)][name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(state)})
+    return list(json.loads(metadata["history"]))
+
+
+def start(model: nn.Module, train: Iterable[Any], val: Iterable[Any] | None) -> dict[str, Any]:
+    """What a run starts from, by the names that an error gives it."""
+    return {
+        "training data": data_fingerprint(train),
+        "validation data": None if val is None else data_fingerprint(val),
+        "parameters that learn": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "initial weights": fingerprint(model),
+    }
+
+
+def fingerprint(model: nn.Module, *decisions: object) -> str:
+    """16 hex digits over a model's weights and SE blocks, and the ``repr`` of whatever else is given."""
+    return _digest(bare(model).state_dict(), describe_blocks(model), decisions)
+
+
+def data_fingerprint(loader: Iterable[Any]) -> str:
+    """16 hex digits over what a loader yields, and in what batches.
+
+    They come from its dataset's ``fingerprint`` (the loader's own, if it has no dataset), or from the first
+    two batches where there is none. Data that are random by other means than torch's generator need one.
+    """
+    dataset: Any = getattr(loader, "dataset", loader)
+    order = type(getattr(loader, "sampler", None)).__name__
+    batches = (len(loader), getattr(loader, "batch_size", None), order)  # type: ignore[arg-type]
+    known = getattr(dataset, "fingerprint", None)
+    if known is not None:
+        return _digest(None, known, batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for part in (dataset, loader):
+            getattr(part, "set_epoch", lambda epoch: None)(0)
+        return _digest(list(islice(loader, 2)), batches)
+
+
+def _digest(holds: Any, *decisions: object) -> str:
+    digest = hashlib.sha256(repr(decisions).encode())
+    for x in tensors(holds):
+        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

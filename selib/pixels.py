@@ -22,22 +22,8 @@ def normalize(images: Tensor) -> Tensor:
     return images.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
-def denormalize(images: Tensor) -> Tensor:
-    """Float (..., 3, H, W) as `normalize` makes them -> uint8 of the same shape, clipped to 0..255."""
-    if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] != 3:
-        raise TypeError(
-            f"denormalize takes float images (..., 3, H, W), not {images.dtype} {tuple(images.shape)}"
-        )
-    mean, std = torch.tensor([MEAN, STD], dtype=torch.float32, device=images.device)[..., None, None]
-    return ((images.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
-
-
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of images, given as both or as the side of a square.
-
-    Raises:
-        ValueError: anything but one or two positive whole numbers.
-    """
+    """Height and width of images, given as both or as the side of a square; else a ValueError."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
         raise ValueError(

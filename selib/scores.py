@@ -12,16 +12,12 @@ from selib.forward import decisions
 def attribute_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How well each of K yes-or-no outputs is predicted, yes when its logit is positive.
 
-    Args:
-        logits, targets: (N, K), targets 0 or 1.
-
-    Returns:
-        (K,) float64 each: ``accuracy``, ``balanced_accuracy`` (the mean of the shares of yes and of no that
-        are found) and ``ap`` (average precision). The last two are NaN where all targets are alike.
+    Logits and targets, 0 or 1, are (N, K). The scores are (K,) float64 each: ``accuracy``,
+    ``balanced_accuracy`` (the mean of the shares of yes and of no that are found) and ``ap`` (average
+    precision). The last two are NaN where all targets are alike.
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
-        shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
-        raise ValueError(f"{shapes} do not fit: both are (N, K), one column an output")
+        raise ValueError(f"logits and targets must be (N, K), not {[*logits.shape]} and {[*targets.shape]}")
     if not ((targets == 0) | (targets == 1)).all():
         raise ValueError(f"targets are 0 or 1 for each output, got {targets.unique()[:5].tolist()}")
     said, yes = decisions(logits, "multilabel"), targets.bool()

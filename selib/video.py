@@ -31,15 +31,12 @@ HIGHEST = 300  # frames a second: a file that states more does not mean it, brow
 def read_frames(path: str | Path, *, fps: float | None = None, start: float = 0.0) -> Frames:
     """The frames of a video, each with its time in seconds and as RGB uint8 (H, W, 3), turned upright.
 
-    Time 0 is where the file begins, with picture or sound, as for :func:`read_audio`.
+    Time 0 is where the file begins, with picture or sound, as for :func:`read_audio`. A damaged file, or one
+    that ends early, is a ValueError after its last good frame.
 
     Args:
         fps: resample to this rate: frame k is what is seen at k / fps. Default: the frames as they are.
         start: begin at the last key frame before this time in seconds; not together with ``fps``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no video, a damaged one, or one that ends early; what comes before the damage is yielded.
     """
     if fps is None:
         return _frames(Path(path), start)
@@ -50,7 +47,7 @@ def read_frames(path: str | Path, *, fps: float | None = None, start: float = 0.
 
 def frame_rate(path: str | Path) -> float:
     """Frames a second of a video, on average. Errors as for :func:`read_frames`."""
-    with _opened(Path(path), "video") as (container, stream):
+    with _opened(Path(path), "video") as (container, stream, _):
         rate = _stated_rate(stream)
         if rate <= HIGHEST:
             return rate
@@ -60,14 +57,14 @@ def frame_rate(path: str | Path) -> float:
 
 
 def _frames(path: Path, begin: float) -> Frames:
-    with _opened(path, "video") as (container, stream):
+    with _opened(path, "video") as (container, stream, zero):
         stream.thread_type = "AUTO"
-        zero, end = (container.start_time or 0) / av.time_base, 0.0
+        end = 0.0
         if begin > 0:
             container.seek(int((zero + begin) * av.time_base), backward=True)
         for frame in container.decode(stream):
             # A raw stream has no clock: its frames follow each other in even steps.
-            time = end if frame.pts is None else float(frame.pts * frame.time_base) - zero
+            time = end if frame.time is None else frame.time - zero
             end = time + 1 / _stated_rate(stream)
             yield time, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
         if end == 0.0:
@@ -77,16 +74,15 @@ def _frames(path: Path, begin: float) -> Frames:
 
 def _resampled(frames: Frames, fps: float) -> Frames:
     """At each time k / fps, the last frame that has begun by then."""
-    number, shown, before, step = 0, None, 0.0, 1 / fps
+    number, step = 0, 1 / fps
+    before, shown = next(frames)
     for time, frame in frames:
-        while shown is not None and number / fps < time - ROUNDING:
+        while number / fps < time - ROUNDING:
             yield number / fps, shown
             number += 1
-        if shown is not None:
-            step = time - before
-        shown, before = frame, time
+        step, before, shown = time - before, time, frame
     # The last frame is shown as long as the one before it; less than half a step of it makes no frame.
-    while shown is not None and (number + 0.5) / fps < before + step:
+    while (number + 0.5) / fps < before + step:
         yield number / fps, shown
         number += 1
 
@@ -94,19 +90,15 @@ def _resampled(frames: Frames, fps: float) -> Frames:
 def read_audio(path: str | Path) -> NDArray[np.int16]:
     """The sound of a video or audio file, mixed into one channel: int16 (N,), sample n at n / 16000 seconds.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no sound, a damaged file, or one that ends early.
+    Errors as for :func:`read_frames`.
     """
-    with _opened(Path(path), "audio") as (container, stream):
+    with _opened(Path(path), "audio") as (container, stream, zero):
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-        zero, first, end = (container.start_time or 0) / av.time_base, None, 0.0
+        first, end = None, 0.0
         parts = []
         for frame in container.decode(stream):
-            if frame.pts is not None:
-                time = float(frame.pts * frame.time_base)
-                first = time if first is None else first
-                end = time + frame.samples / frame.sample_rate
+            first = frame.time if first is None else first
+            end = (frame.time or 0.0) + frame.samples / frame.sample_rate
             parts += resampler.resample(frame)
         if not parts:
             raise ValueError(f"{path}: its audio stream holds no samples")
@@ -114,7 +106,7 @@ def read_audio(path: str | Path) -> NDArray[np.int16]:
         _check_end(path, stream, end)
     wave = np.concatenate([part.to_ndarray()[0] for part in parts])
     late = 0 if first is None else round((first - zero) * RATE)
-    return np.concatenate([np.zeros(late, np.int16), wave]) if late > 0 else wave[-late:]
+    return np.pad(wave, (late, 0)) if late > 0 else wave[-late:]
 
 
 def write(
@@ -122,11 +114,8 @@ def write(
 ) -> None:
     """Write frames, RGB uint8 (H, W, 3) all of one size, as an MP4 that browsers play, whole or not at all.
 
-    H.264 (MPEG-4 where this FFmpeg has no libx264) and AAC. An odd height or width is made even, as the codec
-    needs it, by repeating the last row or column. audio: the sound, int16 (N,), 16,000 samples a second.
-
-    Raises:
-        ValueError: another suffix than .mp4, no frames, or frames or sound of a wrong shape or dtype.
+    An odd height or width is made even, as H.264 needs it, by repeating the last row or column. audio: the
+    sound, int16 (N,), 16,000 samples a second. No frames, or a wrong shape or dtype, are a ValueError.
     """
     path, frames = Path(path), iter(frames)
     if path.suffix.lower() != ".mp4" or not fps > 0:
@@ -138,13 +127,16 @@ def write(
         raise ValueError(f"{path}: no frames to write")
     height, width = first.shape[:2]
     clock = Fraction(fps).limit_denominator(1001)
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with replacing(path) as part, av.open(str(part), "w", "mp4", {"movflags": "faststart"}) as container:
-        pictures: Any = container.add_stream(codec, rate=clock)
-        pictures.width, pictures.height, pictures.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        pictures.options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
-        sound: Any = None if audio is None else container.add_stream("aac", rate=RATE, layout="mono")
-        heard = 0
+    # Sound is encoded first; FFmpeg keeps it back, however long, to lay each piece beside its frames.
+    options = {"movflags": "faststart", "max_interleave_delta": "0"}
+    with replacing(path) as part, av.open(str(part), "w", "mp4", options) as container:
+        film: Any = container.add_stream("libx264", clock, {"crf": "18", "preset": "veryfast"})
+        film.width, film.height, film.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        if audio is not None and len(audio):
+            sound: Any = container.add_stream("aac", RATE, layout="mono")
+            wave = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio[None]), format="s16", layout="mono")
+            wave.rate, wave.pts, wave.time_base = RATE, 0, Fraction(1, RATE)
+            container.mux([*sound.encode(wave), *sound.encode(None)])
         for number, frame in enumerate(chain([first], frames)):
             if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
                 wanted = f"uint8 ({height}, {width}, 3)"
@@ -152,27 +144,13 @@ def write(
             even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             picture.pts, picture.time_base = number, 1 / clock
-            container.mux(pictures.encode(picture))
-            if audio is not None:  # the sound lies beside its frames, so that a player need not seek
-                until = int((number + 1) / clock * RATE)
-                _encode_sound(container, sound, audio[heard:until], heard)
-                heard = until
-        container.mux(pictures.encode(None))
-        if audio is not None:
-            _encode_sound(container, sound, audio[heard:], heard)
-            container.mux(sound.encode(None))
-
-
-def _encode_sound(container: Any, stream: Any, samples: NDArray[np.int16], start: int) -> None:
-    if len(samples):
-        piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="s16", layout="mono")
-        piece.rate, piece.pts, piece.time_base = RATE, start, Fraction(1, RATE)
-        container.mux(stream.encode(piece))
+            container.mux(film.encode(picture))
+        container.mux(film.encode(None))
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
-    """The container and its first stream of a kind; FFmpeg's errors become one ValueError with its name."""
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
+    """A file, its first stream of a kind, and the second it begins at; FFmpeg's errors as ValueErrors."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     broken = f"{path}: not a video or audio file, or cut short or damaged: fetch it again or leave it out"
@@ -183,7 +161,7 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
             streams = getattr(container.streams, kind)
             if not streams:
                 raise ValueError(f"{path}: has no {kind} stream")
-            yield container, streams[0]
+            yield container, streams[0], (container.start_time or 0) / av.time_base
     except FFmpegError as error:
         raise ValueError(f"{broken} ({error.strerror})") from None
 

@@ -12,8 +12,8 @@ from filelock import FileLock
 from torch import nn
 
 from selib import attach_se, fit
+from selib.checkpoint import data_fingerprint, fingerprint
 from selib.forward import to_device
-from selib.runs import data_fingerprint, fingerprint
 from selib.train import accelerator
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -16,8 +16,7 @@ from tiny_models import random, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from selib.checkpoint import load_checkpoint
-from selib.runs import data_fingerprint, fingerprint
+from selib.checkpoint import data_fingerprint, fingerprint, load_checkpoint
 from selib.train import fit
 from studies.data import ImageSet
 
@@ -119,8 +118,8 @@ def relabelled() -> DataLoader:
         ({"val": loader(seed=9)}, "validation data was None, now"),
         ({"model": restarted()}, r"\(initial weights was [0-9a-f]{16}, now [0-9a-f]{16}\)"),
         ({"model": frozen()}, r"\(parameters that learn was 267, now 27\)"),
-        ({"model": toy(se=True)}, "parameters was 267, now"),
-        ({"model": toy(classes=4)}, "parameters was 267, now 276"),
+        ({"model": toy(se=True)}, "parameters that learn was 267, now"),
+        ({"model": toy(classes=4)}, "parameters that learn was 267, now 276"),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path: Path, change: dict[str, Any], message: str) -> None:
