@@ -363,6 +363,7 @@ def test_bf16_autocast(name: str) -> None:
     assert block.fc2.weight.grad is not None and block.fc2.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sequential", "vit"])
 def test_compiled(name: str) -> None:
     model, example = zoo.build(name)

@@ -537,6 +537,7 @@ def test_models_in_other_precisions(dtype: torch.dtype) -> None:
         assert (ex.influence(1) - full).abs().max() <= slack * ex.logits.abs().max()
 
 
+@pytest.mark.slow
 def test_compiled_models() -> None:
     model, example, _ = gated("functional")
     expected = explain(model, example)
@@ -545,6 +546,7 @@ def test_compiled_models() -> None:
     assert torch.equal(explain(whole, example).heatmap(), expected.heatmap())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["inside", "in place"])
 def test_models_with_compiled_parts_that_have_run(part: str) -> None:
     model, example = zoo.build("sequential")

@@ -1111,6 +1111,7 @@ def test_the_loss_of_clips_is_the_designs(task: Any) -> None:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(seen[0], expected, strict=True))
 
 
+@pytest.mark.slow
 def test_gates_of_streams_side_by_side() -> None:
     model, blocks = speakers(outputs=1)
     loader = [
@@ -1147,6 +1148,7 @@ def test_gates_of_streams_side_by_side() -> None:
     assert set(report.as_dict()) >= {"agreement", "open_gates"}
 
 
+@pytest.mark.slow
 def test_the_streams_agree_with_the_network_as_it_was() -> None:
     model, blocks = speakers(outputs=1)
     loader = batches(12)

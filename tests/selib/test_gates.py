@@ -80,6 +80,7 @@ def test_exactly_the_planted_channels_are_found() -> None:
     assert all(isinstance(v, int | float) for v in report.as_dict().values()) and len(report.as_dict()) == 13
 
 
+@pytest.mark.slow
 def test_more_sparsity_closes_more_gates() -> None:
     model, x, _ = planted()
     cache = None

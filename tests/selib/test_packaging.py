@@ -42,6 +42,7 @@ def imported(folder: str) -> set[str]:
     return {canonicalize_name(owners[top][0]) for name in names if (top := name.partition(".")[0]) in owners}
 
 
+@pytest.mark.slow
 def test_every_package_that_is_imported_is_a_requirement() -> None:
     dev = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependency-groups"]["dev"]}
     everything = {canonicalize_name(name) for name in requirements()} | {"selib"}

@@ -71,6 +71,7 @@ def test_the_paired_row_is_the_one_the_readme_speaks_of() -> None:
     assert "69" in found("04_objects", "tables/maps_se/notes/0") and "69 images" in README
 
 
+@pytest.mark.slow
 def test_its_code_saves_a_heatmap_and_its_names_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,7 @@ def test_the_state_dict_goes_round() -> None:
         other.load_state_dict({k: v for k, v in model.state_dict().items() if k != "selib_se.fc2.bias"})
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     model, example, block = gated("sequential")
     expected = run(model, example)
@@ -663,6 +664,7 @@ def opened(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([(gates[yes[:, k], k] > 0.5).float().mean(0) > 0.5 for k in range(OUTPUTS)])
 
 
+@pytest.mark.slow
 def test_gates_per_target_find_what_each_output_rests_on_and_shared_ones_cannot() -> None:
     model, x = faces()
     truth = torch.zeros(OUTPUTS, C, dtype=torch.bool).scatter_(1, PLANTED, True)

@@ -184,6 +184,7 @@ def test_integrated_gradients_of_a_cubic_model_in_closed_form() -> None:
 # ---- against grad-cam's own pipeline ----------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [

@@ -71,6 +71,7 @@ def real(pristine: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_processes_draw_what_this_one_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of cores."""
     faces: list[tuple[synth.Params, tuple[str, ...]]] = [(p, ("hair",)) for p in synth.scenes(70, "val", 5)]

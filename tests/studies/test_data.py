@@ -593,6 +593,7 @@ def server(binary: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> 
         running.shutdown()
 
 
+@pytest.mark.slow
 def test_get_downloads_verifies_and_unpacks(server: type[Ranges], tmp_path: Path) -> None:
     root = tmp_path / "new"
     assert catalog.get("cifar10", root) == root / "cifar-10-batches-bin"

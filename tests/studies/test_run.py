@@ -36,6 +36,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[study.Outc
     return root, study.run(profile="smoke", timeout=4, jobs=2, **places)
 
 
+@pytest.mark.slow
 def test_outcomes_name_the_cell_and_the_last_line_of_the_error(ran: tuple[Path, list[study.Outcome]]) -> None:
     _, outcomes = ran
     assert [(outcome.name, outcome.status) for outcome in outcomes] == [
@@ -51,6 +52,7 @@ def test_outcomes_name_the_cell_and_the_last_line_of_the_error(ran: tuple[Path, 
     assert outcomes[4].error.startswith("its process ended with code ") and "died" in outcomes[4].error
 
 
+@pytest.mark.slow
 def test_only_what_ran_to_its_end_is_kept(ran: tuple[Path, list[study.Outcome]]) -> None:
     files = sorted(
         path.relative_to(ran[0] / "run").as_posix() for path in (ran[0] / "run").rglob("*") if path.is_file()
@@ -67,6 +69,7 @@ def test_only_what_ran_to_its_end_is_kept(ran: tuple[Path, list[study.Outcome]])
     assert all(not path.name.startswith(".") for path in (ran[0] / "run").iterdir())
 
 
+@pytest.mark.slow
 def test_the_notebook_is_given_profile_data_and_results_and_runs_beside_its_source(
     ran: tuple[Path, list[study.Outcome]],
 ) -> None:
@@ -80,6 +83,7 @@ def test_the_notebook_is_given_profile_data_and_results_and_runs_beside_its_sour
     assert "level 1" in (ran[0] / "run" / "00_good.html").read_text()
 
 
+@pytest.mark.slow
 def test_resume_skips_the_same_and_runs_again_what_changed(ran: tuple[Path, list[study.Outcome]]) -> None:
     root = ran[0]
     again = {"profile": "smoke", "resume": True}
@@ -98,6 +102,7 @@ def test_resume_skips_the_same_and_runs_again_what_changed(ran: tuple[Path, list
     assert not study._is_done(path, root / "run", given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_the_kernel_and_leaves_nothing(
     tmp_path: Path, sent: signal.Signals, status: int
@@ -259,6 +264,7 @@ def test_clean_leaves_what_a_reader_wants(tmp_path: Path) -> None:
     assert len(notebook.cells[3].outputs) == 5, "the argument is left as it is"
 
 
+@pytest.mark.slow
 def test_publish_commits_notebook_results_and_figures(tmp_path: Path) -> None:
     folder, run = tmp_path / "notebooks", tmp_path / "run"
     path = tiny_notebooks.good(folder, "00_a")

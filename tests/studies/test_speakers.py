@@ -124,6 +124,7 @@ def test_worth_is_the_influence_over_the_speaking_frames(clips, model):
     assert found.share.sum() == pytest.approx(1) and found.gate_share.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_hear_loses_nothing_without_the_sound(clips):
     torch.manual_seed(0)
     deaf = active_speaker().eval()
@@ -157,6 +158,7 @@ def test_shares_are_compared_pairwise_and_between_groups():
     assert between.mean == pytest.approx(0.2) and between.low < 0.2 < between.high
 
 
+@pytest.mark.slow
 def test_closing_gates_by_way_of_the_head_is_closing_them_in_the_network(clips, model):
     one = clips.subset([0])
     found = modalities.gate_variants(model, one, seed=0)
@@ -171,6 +173,7 @@ def test_closing_gates_by_way_of_the_head_is_closing_them_in_the_network(clips, 
 # ---- networks and videos ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_once_and_then_loaded(root, tmp_path):
     setup = speaking.clips_of(profiles.profile("smoke"), root)
     setup = replace(setup, train=setup.train.subset(range(8)), batch_frames=320, from_shipped=False)
@@ -185,6 +188,7 @@ def test_a_network_is_trained_once_and_then_loaded(root, tmp_path):
     assert not attached(plain) and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_other_clips_batches_or_another_start_are_another_run(root, tmp_path, monkeypatch):
     setup = speaking.clips_of(profiles.profile("smoke"), root)
     setup = replace(setup, train=setup.train.subset(range(8)), from_shipped=False)
@@ -212,6 +216,7 @@ def test_label_free_gates_leave_the_network_alone(root, clips):
     assert set(attached(gated)) == set(report.open_gates) == {"face", "body", "fusion"}
 
 
+@pytest.mark.slow
 def test_two_people_in_a_video_are_told_apart_by_their_boxes(clips, model, tmp_path):
     from studies.people import explain_video
 
