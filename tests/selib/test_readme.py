@@ -110,6 +110,8 @@ def test_the_tables_between_markers_are_up_to_date(page: str, tmp_path: Path) ->
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!http|…)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:selib|studies|tests|docs)/[\w/.]*)`", page.read_text()):
+        assert (ROOT / path).exists(), path
 
 
 def text_of(node: ast.AST) -> str:

@@ -52,7 +52,7 @@ sys.modules |= dict.fromkeys({EXTRAS!r})  # as if they were not installed
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-import selib, selib.heatmap, studies.metrics, selib.train
+import selib, selib.heatmap, selib.scores, selib.train
 
 torch.manual_seed(0)
 model = nn.Sequential(
@@ -95,6 +95,7 @@ def test_modules_import_without_circles() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
+@pytest.mark.slow
 def test_selib_explains_trains_and_fits_gates_without_the_extras() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, check=False
