@@ -1,8 +1,7 @@
 """The explorer for JupyterLab: look at images, turn the knobs of an explanation, and see what each changes.
 
-It is made of ``Image`` and ``HTML`` widgets and ``observe``, without an ``Output`` widget, so its callbacks
-fire in plain Python and in tests, too. The network before the gates runs once for each image. JupyterLab
-sends the last of a burst of slider moves once the one before it is drawn: no stale picture queues up.
+There is no ``Output`` widget, so its callbacks fire in plain Python and in tests, too. JupyterLab sends the
+last of a burst of slider moves once the one before it is drawn: no stale picture queues up.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import asyncio
 import base64
 import html
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from selib import plot, views
@@ -74,14 +73,11 @@ def explorer(
 
     Args:
         model: with an SE block (``selib.attach_se``), or with one of its own.
-        images: uint8 (N, 3, H, W), at most 200; or a set of images, see :class:`ImageSet`.
+        images: uint8 (N, 3, H, W), at most 200 (else ValueError); or a set of images, see :class:`ImageSet`.
         classes: the names of the model's outputs; a set knows them.
         prepare: what turns images uint8 (B, 3, H, W) into what the model takes; a set does it itself.
         rivals: {name: another method}, to compare with; see :data:`selib.views.Rival`.
         seed: the network's, for the caption of a saved picture.
-
-    Raises:
-        ValueError: no images, more than 200, or names that do not fit the model.
     """
     origin = type(model).__name__ + (f", seed {seed}" if seed is not None else "")
     make = partial(ImageSubject, model, rivals=rivals or {})
@@ -118,13 +114,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     """
 
     def __init__(self, subjects: Sequence[Subject], origin: str) -> None:
-        self._subjects, self._origin, self._quiet = subjects, origin, False
-        self._small = [views.enlarged(subject.thumbnail, 48) for subject in subjects]
+        self._subjects, self._origin = subjects, origin
+        self._busy = False  # True while knobs are set that follow from another
         self.knobs = _knobs(subjects)
-        self.switches = {
-            name: _sized(ipywidgets.ToggleButton, 90, value=True, description=name, icon="check")
-            for name in subjects[0].modalities
-        }
+        switch = partial(_sized, ipywidgets.ToggleButton, 90, value=True, icon="check")
+        self.switches = {name: switch(description=name) for name in subjects[0].modalities}
         natural = {"align_self": "flex-start", "max_width": "100%"}
         self.view, self.thumbnails = (ipywidgets.Image(format="png", layout=natural) for _ in range(2))
         self.gates, self.answers, self.lines, self.saved = (ipywidgets.HTML() for _ in range(4))
@@ -132,71 +126,49 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         small = {"height": "64px", "width": "auto", "align_self": "center"}
         self.maps = [ipywidgets.Image(format="png", layout=small) for _ in range(STRIP)]
         self.picks = [_sized(ipywidgets.ToggleButton, 112) for _ in range(STRIP)]
-        self._strip: list[int] = []  # the channels of the strip
-        self._weights = self._mask = torch.empty(0)  # of the channels (C,), and which are selected
-        self._chosen: dict[str, set[int]] = {}  # picked by hand, by stream
+        self._chosen: dict[str, set[int]] = {}  # channels picked by hand, by stream
         self._hidden = ipywidgets.HTML(layout={"display": "none"})
         self._stills: list[Any] = []  # handles of the still pictures on the page
         self._due: asyncio.TimerHandle | None = None
         self._answer = lru_cache(1000)(self._run_head)
-        self._observe()
-        super().__init__(self._rows(moving=subjects[0].fps > 0))
-        self._show_item()
+        self._connect()
+        super().__init__(self._rows())
+        self._moved("item")
 
-    def _rows(self, *, moving: bool) -> list[Any]:
+    def _rows(self) -> list[Any]:
         """The controls and pictures from top to bottom; some only for clips."""
         knob, across = self.knobs, ipywidgets.HBox
-        label = _sized(ipywidgets.Label, 86, value="modalities")
-        if moving:  # in the browser: the kernel hears of the slider alone
-            ipywidgets.jslink((knob["play"], "value"), (knob["frame"], "value"))
-        of_clips = [across([label, *self.switches.values()]), across([knob["play"], knob["frame"]])]
-        strip = [ipywidgets.VBox(pair) for pair in zip(self.maps, self.picks, strict=True)]
-        return [
+        rows = [
             across([knob["item"], knob["previous"], knob["next"]]),
             self.thumbnails,
             across([knob["target"], knob["method"]]),
             across([knob["rule"], knob["share"], knob["k"], knob["threshold"]]),
-            across([knob["compare"], *([knob["stream"]] if moving else [])]),
             across([knob["colours"], knob["opacity"], knob["smooth"]]),
-            *(of_clips if moving else []),
-            self.view,
-            *([self.sound] if moving else []),
-            across([self.gates, self.answers]),
-            across(strip),
-            across([knob["save"], self.lines]),
-            self.saved,
+            across([knob["compare"]]),
         ]
+        if self.subject.fps:
+            rows.append(across([knob["stream"], ipywidgets.Label("modalities"), *self.switches.values()]))
+            rows.append(across([knob["play"], knob["frame"], self.sound]))
+        strip = [ipywidgets.VBox(pair) for pair in zip(self.maps, self.picks, strict=True)]
+        drawn = across([self.gates, self.answers])
+        return [*rows, self.view, drawn, across(strip), across([knob["save"], self.lines]), self.saved]
 
-    def _observe(self) -> None:
+    def _connect(self) -> None:
         knob = self.knobs
         knob["previous"].on_click(lambda _: self._step(-1))
         knob["next"].on_click(lambda _: self._step(+1))
         knob["save"].on_click(lambda _: self.save())
-        knob["item"].observe(lambda _: self._show_item(), "value")
-        for name in ("target", "stream"):
-            knob[name].observe(lambda _: self._show_channels(), "value")
-        knob["method"].observe(lambda change: self._show_method(change["old"], change["new"]), "value")
-        knob["rule"].observe(lambda change: self._show_rule(change["new"]), "value")
-        for name in ("share", "k", "threshold", "compare", "colours", "opacity", "smooth", "frame"):
-            knob[name].observe(lambda _: self.redraw(), "value")
+        # In the browser: the kernel hears of the slider alone.
+        ipywidgets.jslink((knob["play"], "value"), (knob["frame"], "value"))
+        for name, control in knob.items():
+            if name not in ("previous", "next", "save", "play"):
+                control.observe(partial(self._moved, name), "value")
         for switch in self.switches.values():
-            switch.observe(lambda _: self.redraw(), "value")
-        for place, pick in enumerate(self.picks):
-            pick.observe(lambda change, place=place: self._pick(place, change["new"]), "value")
-
-    @contextmanager
-    def _silently(self) -> Iterator[None]:
-        """Set knobs without a redraw for each of them."""
-        before, self._quiet = self._quiet, True
-        try:
-            yield
-        finally:
-            self._quiet = before
-
-    # ---- what is set ----------
+            switch.observe(partial(self._moved, "switch"), "value")
+        for pick in self.picks:
+            pick.observe(partial(self._moved, "pick"), "value")
 
     def _at(self, name: str) -> Any:
-        """What a knob is set to."""
         return self.knobs[name].value
 
     @property
@@ -230,130 +202,115 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         off = frozenset(name for name, switch in self.switches.items() if not switch.value)
         return Settings(rules=rules, off=off, **{name: self._at(name) for name in names})
 
-    # ---- what follows from a move ----------
-
     def _step(self, by: int) -> None:
         self.knobs["item"].value = (self._at("item") + by) % len(self._subjects)
+
+    def _moved(self, name: str, change: Any = None) -> None:
+        """A control was moved: set the knobs that follow from it, then redraw, once."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self._follow(name, change)
+            self._redraw()
+        finally:
+            self._busy = False
+
+    def _follow(self, name: str, change: Any) -> None:
+        rule, stream = self.knobs["rule"], self._at("stream")
+        if name == "item":
+            self._show_item()
+        elif name == "method":  # the paper's reading comes with the paper's rule, and takes it away again
+            if change["new"] == "top-gate":
+                rule.value = PAPER
+            elif change["old"] == "top-gate" and rule.value == PAPER:
+                rule.value = SHARE
+        elif name == "rule" and rule.value == BY_HAND:  # picking starts with what is selected
+            self._chosen.setdefault(stream, self._selected)
+        elif name == "pick":  # channels out of sight stay as they are selected now
+            on = {k for k, pick in zip(self._strip, self.picks, strict=False) if pick.value}
+            self._chosen[stream] = self._selected - set(self._strip) | on
+            rule.value = BY_HAND
+        if name in ("item", "target", "stream", "method"):
+            self._set_limits()
 
     def _show_item(self) -> None:
         """Another image or clip: its length, its answers, its sound."""
         knob, subject = self.knobs, self.subject
-        with self._silently():
-            knob["frame"].value = min(knob["frame"].value, subject.frames - 1)
-            knob["frame"].max = knob["play"].max = subject.frames - 1
-            if subject.fps:
-                knob["play"].interval = round(1000 / subject.fps)
-            logits = subject.explanation(subject.streams[0]).logits[0].cpu()
-            if logits.shape[-1] != len(subject.outputs):
-                given = len(subject.outputs)
-                raise ValueError(f"{given} class names do not fit {logits.shape[-1]} logits: pass classes=")
-            average = "on average " if logits.ndim == 2 else ""
-            logits = logits.mean(0) if logits.ndim == 2 else logits
-            order = logits.argsort(descending=True).tolist()
-            titles = [f"{subject.outputs[k]}  ({average}{float(logits[k]):.2f})" for k in order]
-            knob["target"].options = list(zip(titles, order, strict=True))
-            knob["target"].value = order[0]
+        knob["frame"].max = knob["play"].max = subject.frames - 1
+        if subject.fps:
+            knob["play"].interval = round(1000 / subject.fps)
+        logits, names = subject.explanation(subject.streams[0]).logits[0].cpu(), subject.outputs
+        if logits.shape[-1] != len(names):
+            raise ValueError(f"{len(names)} class names do not fit {logits.shape[-1]} logits: pass classes=")
+        average = "on average " if subject.fps else ""
+        logits = logits.reshape(-1, len(names)).mean(0)
+        order = logits.argsort(descending=True).tolist()
+        titles = [f"{names[k]}  ({average}{float(logits[k]):.2f})" for k in order]
+        knob["target"].options = list(zip(titles, order, strict=True))
+        knob["target"].value = order[0]
         self.sound.value, self.sound.layout.display = subject.sound, "" if subject.sound else "none"
         page, place = divmod(self._at("item"), THUMBNAILS)
-        small = self._small[page * THUMBNAILS : (page + 1) * THUMBNAILS]
-        small[place] = framed = small[place].copy()
+        shown = self._subjects[page * THUMBNAILS : (page + 1) * THUMBNAILS]
+        small = [views.enlarged(one.thumbnail, 48) for one in shown]
+        framed = small[place]
         framed[:3] = framed[-3:] = framed[:, :3] = framed[:, -3:] = (213, 94, 0)
         self.thumbnails.value = encoded(np.concatenate(small, 1))
-        self._show_channels()
 
-    def _show_channels(self) -> None:
-        """Another item, target, stream or method: other weights, so other limits of the sliders."""
-        if self._quiet:
-            return
-        with self._silently():
-            weights = self._explanation.channel_weights(self._at("method"), self._at("target"))[0]
-            self.knobs["k"].max = len(weights)
-            low, high = float(weights.min()), float(weights.max())  # of all frames
-            slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
-            slider.max = max(slider.max, high + step)  # first, for the limits must never cross
-            slider.min, slider.max, slider.step = low, high + step, step
-        self.redraw()
-
-    def _show_method(self, old: str, new: str) -> None:
-        """The paper's reading comes with the paper's rule, and takes it away again."""
-        with self._silently():
-            if new == "top-gate":
-                self.knobs["rule"].value = PAPER
-            elif old == "top-gate" and self._at("rule") == PAPER:
-                self.knobs["rule"].value = SHARE
-        self._show_channels()
-
-    def _show_rule(self, new: str) -> None:
-        """Picking by hand starts with what is selected."""
-        if self._quiet:
-            return
-        if new == BY_HAND:
-            self._chosen.setdefault(self._at("stream"), self._selected)
-        self.redraw()
+    def _set_limits(self) -> None:
+        """Other weights, so other limits of the sliders."""
+        weights = self._explanation.channel_weights(self._at("method"), self._at("target"))[0]
+        self.knobs["k"].max = len(weights)
+        low, high = float(weights.min()), float(weights.max())  # of all frames
+        slider, step = self.knobs["threshold"], (high - low) / 100 or 0.01
+        slider.max = max(slider.max, high + step)  # first, for the limits must never cross
+        slider.min, slider.max, slider.step = low, high + step, step
 
     @property
     def _selected(self) -> set[int]:
         return set(self._mask.nonzero().flatten().tolist())
 
-    def _pick(self, place: int, on: bool) -> None:
-        """A channel of the strip was switched on or off: the others stay as they are selected now."""
-        if self._quiet or place >= len(self._strip):
-            return
-        channel = {self._strip[place]}
-        self._chosen[self._at("stream")] = self._selected | channel if on else self._selected - channel
-        with self._silently():
-            self.knobs["rule"].value = BY_HAND
-        self.redraw()
-
-    # ---- what is drawn ----------
-
-    def redraw(self) -> None:
+    def _redraw(self) -> None:
         """Draw everything anew: picture, SE vector, answers, maps of the first channels."""
-        if self._quiet:
-            return
         subject, ex, settings, t = self.subject, self._explanation, self._settings(), self._at("frame")
-        weights = ex.channel_weights(settings.method, settings.target)[0].cpu()
-        self._weights = weights[:, t] if weights.ndim == 2 else weights
-        self._mask = self.rule.mask(self._weights[None])[0]
-        self._strip = self._weights.argsort(descending=True, stable=True)[:STRIP].tolist()
-        self._picture = subject.picture(settings, t)
-        self._label = "influence (logit)" if settings.method == "influence" else "gate s"
+        stream = self._at("stream")
         for name, title in (("share", SHARE), ("k", COUNT), ("threshold", ABOVE)):
             self.knobs[name].layout.display = "" if self._at("rule") == title else "none"
         for switch in self.switches.values():
             switch.icon = "check" if switch.value else "times"
+        weights = ex.channel_weights(settings.method, settings.target)[0].cpu()
+        weights = weights[:, t] if weights.ndim == 2 else weights
+        self._mask = self.rule.mask(weights[None])[0]
+        self._picture = subject.picture(settings, t)
         self.view.value = encoded(self._picture)
-        self.gates.value = views.gates_drawing(self._weights, self._mask, self._label)
-        alone = self._answer(self._at("item"), self._at("stream"), tuple(sorted(self._selected)))
-        both = [(logits[0, t] if logits.ndim == 3 else logits[0]).cpu() for logits in (ex.logits, alone)]
-        self.answers.value = views.answers_drawing(
-            subject.outputs, both[0], both[1], settings.target, multilabel=subject.multilabel
-        )
-        self._draw_strip(views.channel_maps(ex, self._strip, t, settings, frames=subject.frames))
-        code = html.escape(subject.code(self._at("stream"), settings))
-        self.lines.value = (
-            f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{code}" '
-            'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
-            f'<pre style="display:inline-block;margin:0 8px;color:{views.INK}">{code}</pre>'
-        )
+        label = "influence (logit)" if settings.method == "influence" else "gate s"
+        said = f"{label}: {len(self._selected)} of {len(weights)} channels selected"
+        self._chart = views.gates_chart(weights, self._mask, said)
+        self.gates.value = views.shown(self._chart, said)
+        alone = self._answer(self._at("item"), stream, tuple(sorted(self._selected)))
+        at = (0, t) if ex.logits.ndim == 3 else (0,)
+        before, after = ex.logits[at].cpu(), alone[at].cpu()
+        self.answers.value = views.answers(subject, before, after, settings.target)
+        self._draw_strip(weights, settings)
+        self.lines.value = views.copied(subject.code(stream, settings))
         self._renew()
 
-    def _draw_strip(self, pictures: Sequence[plot.Picture]) -> None:
+    def _draw_strip(self, weights: Tensor, settings: Settings) -> None:
         """The maps of the channels with the largest weights, each with its switch."""
-        with self._silently():
-            for k, picture, image, pick in zip(self._strip, pictures, self.maps, self.picks, strict=False):
-                image.value = encoded(picture)
-                pick.description = f"#{k} {float(self._weights[k]):.2f}"
-                pick.value = bool(self._mask[k])
-                pick.icon = "check" if pick.value else ""  # not by the shade alone
+        self._strip = weights.argsort(descending=True, stable=True)[:STRIP].tolist()
+        ex, t, frames = self._explanation, self._at("frame"), self.subject.frames
+        pictures = views.channel_maps(ex, self._strip, t, frames, settings)
+        for k, picture, image, pick in zip(self._strip, pictures, self.maps, self.picks, strict=False):
+            image.value = encoded(picture)
+            pick.description = f"#{k} {float(weights[k]):.2f}"
+            pick.value = bool(self._mask[k])
+            pick.icon = "check" if pick.value else ""  # not by the shade alone
 
     def _run_head(self, item: int, stream: str, channels: tuple[int, ...]) -> Tensor:
         """The logits with these channels only."""
         ex = self._subjects[item].explanation(stream)
         keep = Channels(channels).mask(ex.gates)
         return ex.with_gates(lambda s: s * keep)
-
-    # ---- what remains ----------
 
     @property
     def caption(self) -> str:
@@ -362,13 +319,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         at = f", frame {self._at('frame')}" if subject.fps else ""
         of = f" of the {self._at('stream')}" if subject.fps else ""
         chosen = views.spelled(self.rule).removeprefix("selib.")
-        method = self._at("method")
-        return f"{self._origin}: {subject.name}{at}; {method} for {target}, channels{of} {chosen}"
+        return f"{self._origin}: {subject.name}{at}; {self._at('method')} for {target}, channels{of} {chosen}"
 
     def still(self) -> bytes:
         """What is shown as one picture with its caption, for pages without widgets: PNG."""
-        shown = self._picture, self._weights, self._mask
-        return plot.screen(plot.explored(*shown, label=self._label, caption=self.caption))
+        page = plot.row_of([self._picture, self._chart])
+        page = plot.row_of([page], [textwrap.fill(self.caption, page.shape[1] // 7)])
+        return encoded(page, small=True)
 
     def save(self, folder: str | Path = ".") -> Path:
         """Write the still picture into a folder, named after what it shows; returns the file."""
@@ -395,18 +352,15 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return {**self._hidden._repr_mimebundle_(), "image/png": picture, "text/plain": self.caption}
 
     def _renew(self) -> None:
-        """Let the still picture follow once nothing has moved for a second: it takes longer than a redraw."""
+        """Let the still pictures follow once nothing has moved for a second."""
         if self._due is not None:
             self._due.cancel()
-        try:
-            self._due = asyncio.get_running_loop().call_later(1.0, self._hang) if self._stills else None
-        except RuntimeError:  # plain Python, where nothing is displayed
-            self._due = None
+        with suppress(RuntimeError):  # plain Python has no event loop, and no page
+            self._due = asyncio.get_running_loop().call_later(1.0, self._hang)
 
     def _hang(self) -> None:
-        placard = self._placard()
         for still in self._stills:
-            still.update(placard, raw=True)
+            still.update(self._placard(), raw=True)
 
 
 def _sized(kind: Any, width: int, **options: Any) -> Any:
@@ -421,12 +375,12 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
     labelled = partial(_sized, width=330, style={"description_width": "86px"})
     select, count = partial(labelled, ipywidgets.Dropdown), partial(labelled, ipywidgets.IntSlider)
     slide = partial(labelled, ipywidgets.FloatSlider, min=0.0, max=1.0)
+    button = partial(_sized, ipywidgets.Button, 110)
     items = [(subject.name, i) for i, subject in enumerate(subjects)]
-    last = first.frames - 1
     return {
         "item": select(options=items, description="clip" if moving else "image"),
-        "previous": _sized(ipywidgets.Button, 100, description="previous", icon="arrow-left"),
-        "next": _sized(ipywidgets.Button, 100, description="next", icon="arrow-right"),
+        "previous": button(description="previous", icon="arrow-left"),
+        "next": button(description="next", icon="arrow-right"),
         "target": select(description="target"),
         "stream": select(options=first.streams, description="stream"),
         "method": select(options=METHODS, value="influence", description="method"),
@@ -438,7 +392,7 @@ def _knobs(subjects: Sequence[Subject]) -> dict[str, Any]:
         "colours": select(options=COLORMAPS, description="colours"),
         "opacity": slide(value=0.85 if moving else 0.55, step=0.05, description="opacity"),
         "smooth": _sized(ipywidgets.Checkbox, 90, value=True, description="smooth", indent=False),
-        "frame": count(value=0, min=0, max=last, description="frame"),
-        "play": ipywidgets.Play(min=0, max=last),
-        "save": _sized(ipywidgets.Button, 110, description="save PNG", icon="download"),
+        "frame": count(value=0, min=0, description="frame"),
+        "play": ipywidgets.Play(min=0),
+        "save": button(description="save PNG", icon="download"),
     }

@@ -1,4 +1,4 @@
-"""The figures of the studies, in the style of :mod:`selib.plot`: numbers in, a Figure out."""
+"""The figures of the studies, in the style of :mod:`studies.style`: numbers in, a Figure out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selib.plot import (
-    COLORMAP,
-    CONTROLS,
-    OTHERS,
-    OURS,
-    figure,
-    hide_frame,
-    overlay,
-    pixels,
-    rgb,
-    screen,
-    styled,
-    tint,
-)
+from selib.plot import COLORMAP, CONTROLS, OTHERS, OURS, overlay, pixels, rgb, tint
 from studies.clips import RATE, Frames, check_clip, envelope, spans
-from studies.results import save_figure
+from studies.style import figure, hide_frame, styled
 
 FPS = 25  # of the clips in film strips
 GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # more of Okabe & Ito's palette
@@ -37,18 +25,100 @@ HATCHES = ("", "///", "...", "xx", "\\\\")  # modalities are told apart without 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 
-def display_figure(fig: Figure, name: str, out: str | None = None, *, profile: str | None = None) -> None:
-    """Save a figure for the report (PNG and PDF) and show it below the notebook cell."""
-    from IPython.display import Image, display
-
-    save_figure(fig, name, out, profile=profile)
-    display(Image(data=screen(fig)))  # type: ignore[no-untyped-call]
-
-
 def modality_colours(names: Iterable[str]) -> dict[str, str]:
     """A fixed colour for each of the usual modalities, and others for others."""
     rest = iter((PINK, SKY, OTHERS))
     return {name: MODALITIES.get(name) or next(rest, CONTROLS) for name in names}
+
+
+# ---- images and their heatmaps ----------------------------------------------------------------------
+
+
+@styled
+def heatmap_grid(
+    images: Tensor,
+    heatmaps: Mapping[str, Tensor],
+    *,
+    titles: Sequence[str] = (),
+    boxes: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Figure:
+    """Samples beside methods; the longer of the two runs across the page.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        heatmaps: {method: (B, H, W) in [0, 1]}.
+        titles: one for each image.
+        boxes, masks: the truth, int (B, 4) or bool (B, H, W), outlined in white.
+    """
+    across = len(images) > len(heatmaps) + 1
+    shape = (len(heatmaps) + 1, len(images)) if across else (len(images), len(heatmaps) + 1)
+    fig, axes = figure(1.25 * shape[1] + 0.3, 1.25 * shape[0] + 0.25, *shape)
+    cells = axes.T if across else axes
+    for row, image in enumerate(images):
+        pictures = {"image": rgb(image)}
+        pictures |= {name: overlay(image, maps[row]) for name, maps in heatmaps.items()}
+        for ax, (name, picture) in zip(cells[row], pictures.items(), strict=True):
+            ax.imshow(picture, interpolation="nearest")
+            hide_frame(ax)
+            if boxes is not None:
+                x1, y1, x2, y2 = boxes[row].tolist()
+                corner = (x1 - 0.5, y1 - 0.5)
+                ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1))
+            if masks is not None:
+                ax.contour(masks[row].float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
+            if row == 0:
+                _label(ax, name, left=across)
+        if titles:
+            _label(cells[row][0], titles[row], left=not across)
+    return fig
+
+
+def _label(ax: Axes, text: str, *, left: bool) -> None:
+    """A small label at the left of the axes, or above them."""
+    write = ax.set_ylabel if left else ax.set_title
+    write(text, fontsize=8)
+
+
+@styled
+def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = ()) -> Figure:
+    """Many images uint8 (N, 3, H, W) on one page."""
+    rows = -(-len(images) // columns)
+    fig, axes = figure(0.78 * columns, 0.95 * rows + (0.2 * rows if titles else 0), rows, columns)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for place, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.imshow(rgb(image), interpolation="nearest")
+        if titles:
+            ax.set_title(titles[place], fontsize=6)
+    return fig
+
+
+@styled
+def gate_histogram(gates: Mapping[str, Tensor]) -> Figure:
+    """How gates (N, C) are distributed over all samples and channels, one panel for each network."""
+    fig, axes = figure(3.2 * len(gates), 2.4, 1, len(gates), sharey=True)
+    for ax, (name, values) in zip(axes[0], gates.items(), strict=True):
+        flat = values.flatten().numpy()
+        share = np.full(len(flat), 100 / len(flat))
+        ax.hist(flat, bins=40, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none")
+        ax.set_title(f"{name}: {100 * float((flat > 0.5).mean()):.0f} % of gates above ½")
+        ax.set(xlabel="gate s", xlim=(0, 1))
+    axes[0][0].set_ylabel("% of gates")
+    return fig
+
+
+@styled
+def channel_strip(image: Tensor, maps: Tensor, labels: Sequence[str]) -> Figure:
+    """An image uint8 (3, H, W) and the maps (n, h, w) of single channels, each on its own scale."""
+    fig, axes = figure(1.1 * (len(maps) + 1), 1.45, 1, len(maps) + 1)
+    axes[0][0].imshow(rgb(image), interpolation="nearest")
+    for ax, one, label in zip(axes[0][1:], maps, labels, strict=True):
+        ax.imshow(one.numpy(), cmap=COLORMAP, interpolation="nearest")
+        ax.set_title(label, fontsize=7)
+    for ax in axes[0]:
+        ax.set_axis_off()
+    return fig
 
 
 # ---- methods and channels --------------------------------------------------------------------------

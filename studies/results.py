@@ -79,7 +79,7 @@ class Run:
         """Show a figure below the cell; keep it as `<notebook>_<name>`, PNG and PDF, with its caption."""
         from IPython.display import Image, display
 
-        from selib.plot import screen
+        from studies.style import screen
 
         save_figure(figure, f"{self.notebook}_{name}", self.directory)
         self._metrics["figures"][f"{self.notebook}_{name}"] = caption

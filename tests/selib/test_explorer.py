@@ -240,6 +240,7 @@ def test_the_two_lines_reproduce_the_view(model: Eyes, images: Images) -> None:
         assert torch.equal(names["heatmap"], explain(model, prepare(images.images[:1])).heatmap())
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
     """In a kernel: a knob moves after the widget was displayed, and the notebook's second output follows."""
     import nbformat
@@ -269,6 +270,7 @@ def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(still.data["image/png"]))).width > 168 * 2
 
 
+@pytest.mark.slow
 def test_a_picture_is_saved_under_the_name_of_what_it_shows(
     model: Eyes, images: Images, tmp_path: Any
 ) -> None:
@@ -330,6 +332,7 @@ def test_what_does_not_fit_is_refused(model: Eyes, images: Images) -> None:
             widgets.explorer(model, many, classes=CLASSES)
 
 
+@pytest.mark.slow
 def test_a_network_with_blocks_of_its_own_has_no_rivals(images: Images) -> None:
     from torchvision.models import mobilenet_v3_small
 
@@ -359,18 +362,25 @@ def test_a_missing_package_is_named(module: str, missing: str, monkeypatch: pyte
 # ---- drawings ----------
 
 
-def test_a_drawing_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
-    weights = torch.tensor([0.2, 1.0, -0.5, 0.6])
-    svg = views.gates_drawing(weights, torch.tensor([False, True, False, True]), "gate <s>")
-    grey, blue = (part.split('"')[0] for part in svg.split('<path d="')[1:3])
-    assert grey.count("M") == 2 and blue.count("M") == 2
-    top, tall, high, low = 22, 130, 1.0, -0.5
-    edge = top + tall * (high - 0.6) / (high - low)
-    assert f"M46 {edge:.1f}h360" in svg and "2 of 4 channels selected" in svg and "gate &lt;s&gt;" in svg
-    assert (
-        views.gates_drawing(torch.zeros(4), torch.zeros(4, dtype=torch.bool), "s").count("stroke-dasharray")
-        == 0
-    )
+def test_a_chart_has_a_bar_for_each_channel_and_a_line_at_the_cut() -> None:
+    def column(page: np.ndarray, x: int) -> list[str]:
+        return ["#" + bytes(pixel).hex().upper() for pixel in page[22:153, x]]
+
+    weights, chosen = torch.tensor([0.2, 1.0, -0.5, 0.6]), torch.tensor([False, True, False, True])
+    page = views.gates_chart(weights, chosen, "gate s")
+    bars = [column(page, 46 + 36 + 90 * place) for place in range(4)]  # from 1 to -0.5 in 130 pixels
+    assert [plot.OURS in bar for bar in bars] == [True, True, False, False]
+    assert [plot.CONTROLS in bar for bar in bars] == [False, False, True, True]
+    lengths = [sum(colour in (plot.OURS, plot.CONTROLS) for colour in bar) for bar in bars]
+    assert np.allclose(lengths, [130 * size / 1.5 for size in (1.0, 0.6, 0.2, 0.5)], atol=3)
+    assert all(plot.OTHERS in bar[33:37] for bar in bars)  # at 0.6
+    nothing = views.gates_chart(torch.zeros(4), torch.zeros(4, dtype=torch.bool), "s")
+    assert plot.OTHERS not in column(nothing, 200)
+
+
+def test_a_picture_on_the_page_says_what_it_shows() -> None:
+    said = views.shown(np.zeros((5, 7, 3), np.uint8), "gate <s>")
+    assert 'aria-label="gate &lt;s&gt;"' in said and 'width="7" height="5"' in said
 
 
 def test_a_picture_is_encoded_without_loss() -> None:

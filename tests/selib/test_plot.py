@@ -1,4 +1,4 @@
-"""Figures, by what they hold."""
+"""Pictures, by their pixels."""
 
 from __future__ import annotations
 
@@ -31,25 +31,14 @@ def test_an_overlay_refuses_another_size_and_opacity() -> None:
         plot.overlay(image, torch.zeros(4, 4), opacity=1.5)
 
 
-def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
-    def shape(samples: int) -> tuple[int, int]:
-        images = torch.zeros(samples, 3, 8, 8, dtype=torch.uint8)
-        boxes = torch.tensor([[1, 1, 5, 5]]).expand(samples, 4)
-        fig = plot.heatmap_grid(
-            images, {"a": torch.zeros(samples, 8, 8)}, boxes=boxes, titles=["t"] * samples
-        )
-        assert all(len(ax.patches) == 1 for ax in fig.axes)  # the box on every picture
-        return fig.axes[0].get_subplotspec().get_gridspec().get_geometry()
-
-    assert shape(2) == (2, 2)
-    assert shape(5) == (2, 5)
-
-
-def test_a_contact_sheet_shows_every_image_once() -> None:
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4).clone()
-    fig = plot.contact_sheet(images, columns=3, titles=list("abcde"))
-    shown = [int(ax.images[0].get_array().max()) for ax in fig.axes if ax.images]
-    assert shown == [0, 1, 2, 3, 4] and len(fig.axes) == 6
+def test_a_contact_sheet_shows_every_image_once_below_its_title() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 10).clone()
+    plain = plot.contact_sheet(images, columns=3)
+    assert plain.shape == (2 * (4 + 8), 3 * 10 + 2 * 8, 3)
+    assert [int(plain[12 * (k // 3), 18 * (k % 3), 0]) for k in range(6)] == [0, 1, 2, 3, 4, 255]
+    titled = plot.contact_sheet(images, columns=3, titles=["a", "b\nc", "d", "e", "f"])
+    assert titled.shape[0] == 34 + 4 + 8 + 20 + 4 + 8  # two lines over the first row, one over the second
+    assert (titled[34:38] == plain[:4]).all() and titled[:34].min() < 128
 
 
 def test_a_tint_leaves_zero_alone_and_mixes_by_value() -> None:
@@ -79,6 +68,7 @@ def test_selib_alone_imports_no_package_for_pictures() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_pictures_need_neither_seaborn_nor_opencv() -> None:
     code = "import sys; sys.modules.update(seaborn=None, cv2=None); import selib.widgets"
     subprocess.run([sys.executable, "-c", code], check=True)

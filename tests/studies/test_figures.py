@@ -12,6 +12,27 @@ from selib import plot
 from studies import figures
 
 
+def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
+    def shape(samples: int) -> tuple[int, int]:
+        images = torch.zeros(samples, 3, 8, 8, dtype=torch.uint8)
+        boxes = torch.tensor([[1, 1, 5, 5]]).expand(samples, 4)
+        fig = figures.heatmap_grid(
+            images, {"a": torch.zeros(samples, 8, 8)}, boxes=boxes, titles=["t"] * samples
+        )
+        assert all(len(ax.patches) == 1 for ax in fig.axes)  # the box on every picture
+        return fig.axes[0].get_subplotspec().get_gridspec().get_geometry()
+
+    assert shape(2) == (2, 2)
+    assert shape(5) == (2, 5)
+
+
+def test_a_contact_sheet_shows_every_image_once() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4).clone()
+    fig = figures.contact_sheet(images, columns=3, titles=list("abcde"))
+    shown = [int(ax.images[0].get_array().max()) for ax in fig.axes if ax.images]
+    assert shown == [0, 1, 2, 3, 4] and len(fig.axes) == 6
+
+
 def test_a_rank_plot_puts_the_best_on_top() -> None:
     scores = {
         "deletion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
@@ -40,6 +61,7 @@ def test_dots_are_sorted_by_the_first_series() -> None:
     assert fig.axes[0].lines[1].get_xdata().tolist() == [0.7, 0.8]
 
 
+@pytest.mark.slow
 def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
     fig = figures.part_grid(
         {"Male": {"hair": (2.0, 1.5), "nose": (0.5, None)}, "Young": {"hair": (1.0, -0.5)}}
