@@ -14,7 +14,15 @@ from selib import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, see :func:`execute`."""
-    return execute(_parser(), arguments)
+    parser = argparse.ArgumentParser(prog="selib", description="What did the network look at?")
+    parser.add_argument("--version", action="version", version=f"selib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    explain = commands.add_parser("explain", help="heatmaps of images, of folders of them, and of videos")
+    explain.add_argument("files", nargs="+", metavar="IMAGE|VIDEO|FOLDER", type=Path)
+    add_model_options(explain)
+    explain.add_argument("--target", metavar="K", help="class, by number or name; default: the predicted one")
+    explain.set_defaults(command=_explain)
+    return execute(parser, arguments)
 
 
 def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
@@ -34,18 +42,6 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = N
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="selib", description="What did the network look at?")
-    parser.add_argument("--version", action="version", version=f"selib {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    explain = commands.add_parser("explain", help="heatmaps of images, of folders of them, and of videos")
-    explain.add_argument("files", nargs="+", metavar="IMAGE|VIDEO|FOLDER", type=Path)
-    add_model_options(explain)
-    explain.add_argument("--target", metavar="K", help="class, by number or name; default: the predicted one")
-    explain.set_defaults(command=_explain)
-    return parser
-
-
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--checkpoint, --method and --out."""
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of selib.save_checkpoint")
@@ -56,9 +52,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def _explain(chosen: argparse.Namespace) -> int:
     from selib.files import explain_files
 
-    skipped = explain_files(
-        chosen.files, chosen.checkpoint, chosen.out, method=chosen.method, target=chosen.target
-    )
+    skipped = explain_files(chosen.files, chosen.checkpoint, chosen.out, chosen.method, chosen.target)
     if skipped:
         print(f"selib: error: {skipped} of the files could not be explained, see above", file=sys.stderr)
     return 1 if skipped else 0
