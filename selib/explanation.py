@@ -49,8 +49,7 @@ class Explanation:
         logits: (B, K) float32, or (B, T, K) with an answer a frame.
         gates: (B, C) float32, the SE vector s; (B, K, C) when every target has gates of its own.
         features: (B, C, *space) float32, the input F of the SE block, tokens laid out on their grid.
-        input_size: *space of the input, the default size of a heatmap; ``None`` when the inputs leave it
-            open.
+        input_size: *space of the input, the default size of a heatmap; ``None`` when it is not known.
         streams: {name: explanation} of a model with several SE blocks, else empty. The explanation itself is
             then that of the block that ran last, on the fused features.
     """
@@ -71,9 +70,8 @@ class Explanation:
         self.input_size = input_size
         self.streams: dict[str, Explanation] = {}
         self._raw, self._head = raw, head
-        self._influence: dict[
-            tuple[int, ...], Tensor
-        ] = {}  # by target: several maps are made of one influence
+        # By target: several maps are made of one influence.
+        self._influence: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def predicted(self) -> Tensor:
@@ -370,12 +368,9 @@ class SEExplainer:
             logits = logits_of(output, inputs)
             last = self._last if logits.ndim == 2 else None
             final = (last[0], last[1]) if last and (last[2] is logits or last[2] is output) else None
-            for name in self._places:
-                if name not in self._maps:
-                    said = name or "of this model"
-                    raise ValueError(
-                        f"the SE block {said} was not run: forward took another path than before"
-                    )
+            for name in self._places.keys() - self._maps.keys():
+                said = name or "of this model"
+                raise ValueError(f"the SE block {said} was not run: forward took another path than before")
             found: dict[str, Explanation] = {}
             for name in self._maps:  # in the order in which the blocks ran
                 before = [ex._head for ex in found.values()]
@@ -416,10 +411,8 @@ class SEExplainer:
             watched.append((place.gate, keep(self._gates, name, lambda args, output: output)))
         for name, block in blocks.items():
             if block.grid_from:
-                source = self.model.get_submodule(block.grid_from)
-                watched.append(
-                    (source, keep(self._grids, name, lambda args, output: tuple(output.shape[2:])))
-                )
+                shape = keep(self._grids, name, lambda args, output: tuple(output.shape[2:]))
+                watched.append((self.model.get_submodule(block.grid_from), shape))
         watched += [(m, linear) for m in self.model.modules() if isinstance(m, nn.Linear)]
         self._hooks.enter_context(hooked(*watched))
 
