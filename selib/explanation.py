@@ -181,11 +181,7 @@ class Explanation:
     def selected(
         self, method: Method = "influence", target: Target = None, select: Select | None = None
     ) -> Tensor:
-        """Which channels a heatmap is made of: bool (B, C). Without ``select``: the paper's rule for
-        "top-gate", else all.
-
-        By influence, every frame has channels of its own.
-        """
+        """Which channels a heatmap is made of, bool (B, C): by ``select``, else the paper's rule or all."""
         return self._chosen(self.channel_weights(method, target), method, select)
 
     @staticmethod
