@@ -376,6 +376,7 @@ def test_compiled(name: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_attaching_and_detaching_through_a_compiled_model_that_has_run() -> None:
     model, example = zoo.build("sequential")
     compiled = torch.compile(model, backend="eager")

@@ -135,6 +135,7 @@ def test_usage_errors_exit_2_and_version_is_that_of_the_package(capsys: pytest.C
     assert capsys.readouterr().out.strip() == f"studies {selib.__version__}"
 
 
+@pytest.mark.slow
 def test_a_film_of_people_is_marked_by_the_shipped_detector(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

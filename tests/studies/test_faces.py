@@ -64,6 +64,7 @@ def test_one_attribute_makes_a_binary_study_that_starts_from_nothing(root: Path)
         attributes.faces_of(small, root, attributes=["Beautiful"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "mobilenet_v3_large"])
 def test_other_networks_can_be_studied_with_the_same_measures(root: Path, architecture: str) -> None:
     small = replace(SMOKE, face_train=64, face_test=30)
@@ -84,6 +85,7 @@ def test_the_shipped_network_names_the_attributes_of_faces_it_has_not_seen(item:
     assert float(((logits > 0) == (targets > 0)).double().mean()) > 0.95
 
 
+@pytest.mark.slow
 def test_the_recipe_for_real_celeba_runs_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     celeba.write_faces(tmp_path / "made", {"train": 8, "val": 2, "test": 4}, seed=0)
     (tmp_path / "made" / "celeba").rename(tmp_path / "celeba")
@@ -132,6 +134,7 @@ def test_pairs_show_each_attribute_on_faces_that_have_it(item: recipe.Recipe, sh
         )
 
 
+@pytest.mark.slow
 def test_a_map_of_the_part_itself_has_all_its_energy_there_and_one_of_everything_has_the_area(
     item: recipe.Recipe, shipped: nn.Module
 ) -> None:
@@ -291,6 +294,7 @@ def test_failures_are_wrong_and_the_surest_first(shipped: nn.Module, faces: Face
     assert len(set(rows.tolist())) == len(rows) == len(titles)
 
 
+@pytest.mark.slow
 def test_an_audit_finds_what_a_rule_rests_on(shipped: nn.Module, faces: FaceSet) -> None:
     table, cells = face_parts.audit(shipped, faces, ["Attractive", "No_Such"], most=12, resamples=20)
     assert list(cells) == ["Attractive"]

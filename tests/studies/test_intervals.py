@@ -31,6 +31,7 @@ def test_the_interval_is_scipys() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(other.confidence_interval), abs=0.03)
 
 
+@pytest.mark.slow
 def test_about_95_of_100_intervals_hold_the_truth() -> None:
     found = [bootstrap(normal(60, seed), resamples=500) for seed in range(200)]
     assert 0.89 <= np.mean([i.low <= 0 <= i.high for i in found]) <= 0.99
