@@ -11,7 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-# Loaded on first use: `import selib` and `selib --help` need not wait for PyTorch. Types are in `__init__.pyi`.
+# Loaded on first use: `import selib` and `selib --help` need not wait for PyTorch. Types are in
+# `__init__.pyi`.
 _WHERE = {
     "attach": ("attach_se", "describe", "detach_se"),
     "checkpoint": ("load_checkpoint", "load_weights", "save_checkpoint"),

@@ -73,8 +73,10 @@ def normalize(maps: Tensor) -> Tensor:
     size = torch.maximum(low.abs(), high.abs())
     # A span at the level of rounding is a constant map: stretching it would show noise as evidence.
     constant = (high / 2 - low / 2) <= 4 * torch.finfo(flat.dtype).eps * size
-    if bool((size > torch.finfo(flat.dtype).max / 2).any()):  # high - low of two huge numbers would overflow
-        flat, low, high = (values / 4 for values in (flat, low, high))
+    # high - low of two huge numbers would overflow.
+    quarter = torch.where(size > torch.finfo(flat.dtype).max / 2, 0.25, 1.0)
+    if bool((quarter < 1).any()):
+        flat, low, high = (values * quarter for values in (flat, low, high))
     span = high - low
     # Few passes, and in place: a clip is a million numbers, and every copy of them takes longer than the
     # head.

@@ -282,7 +282,9 @@ def localise_all(
     seeds: Sequence[int],
     slow: int,
 ) -> dict[str, list[Scores]]:
-    """:func:`localise` for each network: {name: one (explained, measured) per seed, or for the first seeds}."""
+    """:func:`localise` for each network: {name: one (explained, measured) per seed, or for the first
+    seeds}.
+    """
     return {
         name: [
             localise(model, measured, pairs, slow=slow, seed=seed)

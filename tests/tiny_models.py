@@ -297,7 +297,9 @@ def same(one: Any, two: Any) -> bool:
 
 
 class Detector(nn.Module):
-    """Says that who has a bright face speaks: the logit of a frame is 20 · brightness - 10, and no other stream counts."""
+    """Says that who has a bright face speaks: the logit of a frame is 20 · brightness - 10, and no other
+    stream counts.
+    """
 
     modalities = ("audio", "face", "body")
 

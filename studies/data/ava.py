@@ -39,17 +39,18 @@ class _Box(NamedTuple):
 def prepare(folder: Path, out: Path) -> None:
     """Cut raw annotated videos into TalkNet's layout, at `out`: there whole at the end, or not at all.
 
-    folder: holds, in it or below, videos <video_id>.mp4, .mkv, .webm … and annotations: csv files with the official
-    columns (video_id, frame_timestamp in seconds, entity_box_x1 … y2 from 0 to 1, label, entity_id; further ones
-    are not read), with titles or without. The path of a csv names its split, "train", "val" or "test".
+    folder: holds, in it or below, videos <video_id>.mp4, .mkv, .webm … and annotations: csv files with the
+    official columns (video_id, frame_timestamp in seconds, entity_box_x1 … y2 from 0 to 1, label, entity_id;
+    further ones are not read), with titles or without. The path of a csv names its split, "train", "val" or
+    "test".
 
     A face is what lies in its box in the frame nearest to the timestamp. Nobody annotated AVA's bodies:
-    `studies.data.crops.body_box` says where one is looked for. The sound runs from the first to one frame beyond
-    the last timestamp (TalkNet stops at the last). The rate of a video's clips is that of its annotations, or its
-    own where the two agree within 5 %.
+    `studies.data.crops.body_box` says where one is looked for. The sound runs from the first to one frame
+    beyond the last timestamp (TalkNet stops at the last). The rate of a video's clips is that of its
+    annotations, or its own where the two agree within 5 %.
 
-    Raises FileNotFoundError for a missing video, ValueError for a damaged one and for a wrong row, with file and
-    line, FileExistsError when `out` is there.
+    Raises FileNotFoundError for a missing video, ValueError for a damaged one and for a wrong row, with file
+    and line, FileExistsError when `out` is there.
     """
     if out.exists():
         raise FileExistsError(f"{out}: already there; delete it to prepare it anew")

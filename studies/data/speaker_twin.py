@@ -19,8 +19,8 @@ from studies.twins.apart import in_parts, version
 TOGETHER = 32  # clips that one process draws
 PALETTE = bytes.fromhex("000000 e63c3c 3ca0e6 f0c83c 5abe5a b464dc f08c3c f0f0f0")  # black, then of each part
 
-# A clip in the cache; shorter ones end in zeros, which take no room on disk. A byte of "parts" holds the part of the
-# face in its lower and that of the body in its upper half.
+# A clip in the cache; shorter ones end in zeros, which take no room on disk. A byte of "parts" holds the
+# part of the face in its lower and that of the body in its upper half.
 _PICTURES = (np.uint8, (synth.MOST, synth.SIDE, synth.SIDE))
 ROW = np.dtype(
     [
@@ -103,8 +103,9 @@ def rendered(root: Path, split: str, count: int, seed: int, task: str) -> Render
 def write_speakers(folder: Path, counts: dict[str, int], seed: int) -> None:
     """Render clips into a folder in TalkNet's layout, with what only the twin knows beside it.
 
-    clips_masks/<split>/<video>/<entity>.png and clips_masks_body/ likewise: the frames' label images, one under
-    another; <split>.jsonl: how each clip was drawn. In csv/<split>_orig.csv the box of a face is the whole picture.
+    clips_masks/<split>/<video>/<entity>.png and clips_masks_body/ likewise: the frames' label images, one
+    under another; <split>.jsonl: how each clip was drawn. In csv/<split>_orig.csv the box of a face is the
+    whole picture.
     """
     for split, count in counts.items():
         params = synth.scenes(count, split, seed)

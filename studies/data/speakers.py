@@ -35,7 +35,8 @@ Batch = tuple[dict[str, Tensor], Tensor]
 class SpeakerSet:
     """One split of AVA-ActiveSpeaker, WASD or their twin; pictures and sound are read when they are used.
 
-    streams: those that a clip is given with, of "audio", "face" and "body"; clips: what the lists say of each;
+    streams: those that a clip is given with, of "audio", "face" and "body"; clips: what the lists say of
+    each;
     synthetic: True for the twin.
     """
 
@@ -96,8 +97,8 @@ class SpeakerSet:
     def masks(self, i: int) -> Pictures:
         """Which part each pixel of the twin shows, {"face": uint8 (T, 112, 112), "body": …}.
 
-        1 + the index in `studies.twins.speakers.FACE_PARTS` or `BODY_PARTS`, 0 for the background. ValueError for
-        another set.
+        1 + the index in `studies.twins.speakers.FACE_PARTS` or `BODY_PARTS`, 0 for the background.
+        ValueError for another set.
         """
         return self.source.masks(self.clips[i])
 
@@ -117,7 +118,9 @@ class SpeakerSet:
     def _cut(
         self, i: int, start: int, stop: int, visual: Pictures, random: np.random.Generator | None = None
     ) -> Batch:
-        """Frames start to stop of a clip whose pictures are given; changed at random where random is given."""
+        """Frames start to stop of a clip whose pictures are given; changed at random where random is
+        given.
+        """
         info, wave = self.clips[i], None
         pictures = {stream: frames[start:stop] for stream, frames in visual.items()}
         if random is not None:
@@ -138,10 +141,11 @@ def inputs(
 ) -> dict[str, Tensor]:
     """A clip of T `frames` as a network takes it, a batch of one.
 
-    wave int16 (N,) at 16 kHz gives "audio", float32 (1, 4T, 13); pictures uint8 (T, 112, 112) by stream give "face"
-    and "body", float32 (1, T, 112, 112) in [0, 1]. Sound beyond the frames is cut off. Where it ends before them the
-    last row is repeated: TalkNet's own clips are cut one frame short, and TalkNet goes on with the rows of their
-    beginning, which belong to other frames.
+    wave int16 (N,) at 16 kHz gives "audio", float32 (1, 4T, 13); pictures uint8 (T, 112, 112) by stream give
+    "face" and "body", float32 (1, T, 112, 112) in [0, 1]. Sound beyond the frames is cut off. Where it ends
+    before them the
+    last row is repeated: TalkNet's own clips are cut one frame short, and TalkNet goes on with the rows of
+    their beginning, which belong to other frames.
     """
     found = {} if wave is None else {"audio": mfcc_of_frames(wave, frames, fps=fps)[None]}
     for stream, grey in pictures.items():
@@ -169,14 +173,14 @@ def load_speakers(
 ) -> SpeakerSet:
     """One split of "ava-asd", "wasd" or their twin "synth-speakers"; split is "train", "val" or "test".
 
-    root: the folder that holds the data sets (else SELIB_DATA, else `data`). limit: only that many clips, chosen by
-    the seed; of the twin the first ones. streams: which to read, of "audio", "face" and "body". task: of the twin,
-    which stream tells (`studies.twins.speakers.TASKS`). The twin is read where `studies data make` wrote it, with
-    task "all", else rendered from the seed into `<root>/.cache`.
+    root: the folder that holds the data sets (else SELIB_DATA, else `data`). limit: only that many clips,
+    chosen by the seed; of the twin the first ones. streams: which to read, of "audio", "face" and "body".
+    task: of the twin, which stream tells (`studies.twins.speakers.TASKS`). The twin is read where `studies
+    data make` wrote it, with task "all", else rendered from the seed into `<root>/.cache`.
 
-    The lists are checked whole, and that each clip has its sound and its crops; a damaged file shows when it is
-    read. Raises FileNotFoundError when the data or a part of it is missing, ValueError, with file and line, when a
-    list is wrong, or when an argument is out of range.
+    The lists are checked whole, and that each clip has its sound and its crops; a damaged file shows when it
+    is read. Raises FileNotFoundError when the data or a part of it is missing, ValueError, with file and
+    line, when a list is wrong, or when an argument is out of range.
     """
     twin = name == "synth-speakers"
     _one_of("name", name, SPEAKERS)
@@ -226,13 +230,14 @@ def missing(name: str, root: Path) -> str:
 class ClipLoader:
     """Batches of (streams, labels float32 (B, T)) with about as many video frames as asked for.
 
-    Clips of about the same length share a batch, as TalkNet sorts them, at least one in each. With train=True they
-    are cut to the shortest of the batch (to its beginning; with a window, at a random place), those of equal length
-    are mixed anew and the batches shuffled in every pass. Real clips are changed too: pictures as `changed` does,
-    faces and bodies each in its own way, and with probability ½ another clip's sound is laid over a clip's, at -5 to
-    5 dB. Labels stay: whoever the other voice belongs to is not in the picture. The twin's clips stay as they are:
-    they have all the variety of its test clips. Without train only clips of one length share a batch and nothing is
-    cut off, but for a window, which keeps their beginning.
+    Clips of about the same length share a batch, as TalkNet sorts them, at least one in each. With
+    train=True they are cut to the shortest of the batch (to its beginning; with a window, at a random
+    place), those of equal length are mixed anew and the batches shuffled in every pass. Real clips are
+    changed too: pictures as `changed` does, faces and bodies each in its own way, and with probability ½
+    another clip's sound is laid over a clip's, at -5 to 5 dB. Labels stay: whoever the other voice belongs
+    to is not in the picture. The twin's clips stay as they are: they have all the variety of its test clips.
+    Without train only clips of one length share a batch and nothing is cut off, but for a window, which
+    keeps their beginning.
 
     All of it depends on seed and epoch alone. Every pass is an epoch; `set_epoch` says which comes next.
     """
@@ -298,8 +303,8 @@ class ClipLoader:
 def changed(frames: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """One of TalkNet's four augmentations, the same for all frames, uint8 (T, 112, 112).
 
-    As they are, mirrored, a square of 0.7 to 1 of the side brought to full size, or turned by up to 15° with black
-    corners.
+    As they are, mirrored, a square of 0.7 to 1 of the side brought to full size, or turned by up to 15° with
+    black corners.
     """
     kind, side = int(random.integers(4)), int(SIDE * random.uniform(0.7, 1))
     left, top = (int(random.integers(SIDE - side + 1)) for _ in range(2))

@@ -1,4 +1,6 @@
-"""Clips in TalkNet's layout (Tao et al., 2021), with bodies as BIAS and WASD have them: read strictly, written."""
+"""Clips in TalkNet's layout (Tao et al., 2021), with bodies as BIAS and WASD have them: read strictly,
+written.
+"""
 
 from __future__ import annotations
 

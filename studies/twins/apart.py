@@ -1,4 +1,6 @@
-"""Drawing in processes of its own, since much of it holds the interpreter's lock; and which code has drawn."""
+"""Drawing in processes of its own, since much of it holds the interpreter's lock; and which code has
+drawn.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ def sound(
 
 
 def bumps(syllables: Sequence[Syllable], times: np.ndarray, *, mouth: bool = False) -> np.ndarray:
-    """A raised cosine in 0..1 for each syllable, at `times` in seconds: how a hand beats, or the mouth opens."""
+    """A raised cosine in 0..1 for each syllable, at `times` in seconds: how a hand beats, or the mouth
+    opens.
+    """
     total = np.zeros(len(times))
     for s in syllables:
         place = (times - s.onset) / s.length

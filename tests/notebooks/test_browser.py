@@ -43,7 +43,8 @@ PATIENCE = 420_000  # milliseconds for a notebook in the smoke profile on a busy
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim())"
 # Every code cell has its number, or something stands in the way: an error, a dialog about a kernel that died.
 ENDED = f"""() => {{
-    const wrong = document.querySelector('.jp-OutputArea-output[data-mime-type$="jupyter.error"], .jp-Dialog');
+    const wrong = document.querySelector(
+        '.jp-OutputArea-output[data-mime-type$="jupyter.error"], .jp-Dialog');
     if (wrong) return wrong.innerText;
     const prompts = {PROMPTS};
     return prompts.length > 3 && prompts.every(text => /^\\[\\d+\\]:$/.test(text)) && 'run' }}"""
@@ -223,10 +224,15 @@ class Notebook:
         """Many key presses at one stroke on a slider, faster than anyone can draw: how often was the SE
         vector drawn anew?
         """
-        count = """box => { window.drawn = 0; const gates = box.querySelector('svg[role=img]').closest('.widget-html-content');
+        count = """box => {
+            window.drawn = 0;
+            const gates = box.querySelector('svg[role=img]').closest('.widget-html-content');
             new MutationObserver(() => window.drawn++).observe(gates, {childList: true}) }"""
         self.box.evaluate(count)
-        press = "(handle, [key, times]) => { for (let i = 0; i < times; i++) handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})) }"
+        press = """(handle, [key, times]) => {
+            for (let i = 0; i < times; i++)
+                handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))
+        }"""
         self.knob(label).locator(".noUi-handle").evaluate(press, [key, times])
         self.page.wait_for_function("() => window.drawn > 0")
         self.page.wait_for_timeout(2000)
@@ -252,7 +258,8 @@ class Notebook:
         self.keep("explorer")
         assert (
             self.page.locator(
-                '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]'
+                '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], '
+                '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]'
             ).count()
             == 0
         )

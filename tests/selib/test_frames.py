@@ -85,7 +85,9 @@ class Cells(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Crops (B, T, H, W) -> (B, 8, T), through a map (B, 6, T, H/2, W/2). ``reduce`` says what is read of each frame of it."""
+    """Crops (B, T, H, W) -> (B, 8, T), through a map (B, 6, T, H/2, W/2). ``reduce`` says what is read of
+    each frame of it.
+    """
 
     def __init__(self, reduce: str = "mean") -> None:
         super().__init__()
@@ -1071,7 +1073,9 @@ def student_and_gates(model: nn.Module, blocks: dict[str, SEBlock], x: Any) -> t
 
 @pytest.mark.parametrize("task", ["multilabel", "multiclass"])
 def test_the_loss_of_clips_is_the_designs(task: Any) -> None:
-    """One step against the equation, of cached clips and of the same ones in a loader; the gradient through the GRU is the model's."""
+    """One step against the equation, of cached clips and of the same ones in a loader; the gradient through
+    the GRU is the model's.
+    """
     seen: list[list[Tensor]] = []
     step = torch.optim.AdamW.step
 
@@ -1212,9 +1216,10 @@ def test_clips_of_several_lengths_cannot_be_cached() -> None:
         cache_features(bypassed, batches(2))
 
 
-# ---- Light-ASD -------------------------------------------------------------------------------------------------------------------
-# Liao et al., "A Light Weight Model for Active Speaker Detection", CVPR 2023, from its description: two inputs, two encoders of
-# factorised convolutions, a bidirectional GRU, several forward methods, and a classifier that is not part of it.
+# ---- Light-ASD ----------
+# Liao et al., "A Light Weight Model for Active Speaker Detection", CVPR 2023, from its description: two
+# inputs, two encoders of factorised convolutions, a bidirectional GRU, several forward methods, and a
+# classifier that is not part of it.
 
 
 class Paths(nn.Module):

@@ -365,7 +365,9 @@ def test_as_many_random_channels_as_the_rule_took() -> None:
 
 
 def test_the_loss_is_the_designs() -> None:
-    """One step of the fit against the equation: KL( softmax(y_original) || softmax(y_gated) ) + λ · mean(s)."""
+    """One step of the fit against the equation: KL( softmax(y_original) || softmax(y_gated) ) + λ ·
+    mean(s).
+    """
     model, x, _ = planted(20)
     attach_se(model, x[:2])
     cache = cache_features(model, batches(x))

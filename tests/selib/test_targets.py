@@ -640,7 +640,9 @@ class Faces(nn.Module):
 
 
 def faces(n: int = 600, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """The model and maps whose means are positive; an output is yes when its channels are large, about one time in four."""
+    """The model and maps whose means are positive; an output is yes when its channels are large, about one
+    time in four.
+    """
     generator = torch.Generator().manual_seed(seed)
     there = torch.rand(n, OUTPUTS, generator=generator) < 0.25
     means = 0.5 * torch.rand(n, C, generator=generator)
@@ -657,7 +659,9 @@ FAST: dict[str, Any] = {"epochs": 60, "batch_size": 64, "task": "multilabel"}
 
 
 def opened(model: nn.Module, x: Tensor) -> Tensor:
-    """Which channels each output's yes rests on, by the gates: (K, C), open for more than half of those images."""
+    """Which channels each output's yes rests on, by the gates: (K, C), open for more than half of those
+    images.
+    """
     ex = explain(model, x)
     yes = ex.logits > 0
     gates = ex.gates if ex.gates.ndim == 3 else ex.gates[:, None].expand(-1, OUTPUTS, -1)

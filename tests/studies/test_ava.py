@@ -27,7 +27,9 @@ CSV = "ava_activespeaker_train_v1.0.csv"
 
 
 def film(file: Path, fps: float = 25, seconds: float = 2.4) -> None:
-    """160x120: a left half that turns white at FLASH for a frame, a right half of 40, and a click at CLICK."""
+    """160x120: a left half that turns white at FLASH for a frame, a right half of 40, and a click at
+    CLICK.
+    """
     frames = []
     for number in range(round(seconds * fps)):
         frame = np.zeros((120, 160, 3), np.uint8)

@@ -51,7 +51,9 @@ def grey_of(entity: str, frame: int, body: bool = False) -> int:
 
 
 def wave_of(entity: str) -> np.ndarray:
-    """Noise as long as TalkNet cuts it: from the first timestamp to the last, which is one frame too short."""
+    """Noise as long as TalkNet cuts it: from the first timestamp to the last, which is one frame too
+    short.
+    """
     _, frames, _, fps = CLIPS[entity]
     rng = np.random.default_rng(list(CLIPS).index(entity))
     return rng.normal(0, 2000, round((frames - 1) / fps * RATE)).astype(np.int16)

@@ -1,4 +1,6 @@
-"""The synthetic speakers: what is said, seen and labelled goes together, and muting one stream leaves the others alone."""
+"""The synthetic speakers: what is said, seen and labelled goes together, and muting one stream leaves the
+others alone.
+"""
 
 from __future__ import annotations
 
