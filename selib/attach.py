@@ -28,6 +28,7 @@ from selib.se import BLOCK, Layout, SEBlock, Start, TargetSEBlock, apply_block, 
 from selib.site import Site, a_copy, candidates, find_site, named_site
 
 ATTRIBUTE = "selib_se"  # the name of the block in the model, and so the prefix of its parameters
+PER_TARGET = "global average pooling + linear, with gates for each output: closed form"
 HANDLE = "_selib_se_hook"  # a module whose output is gated carries its hook under this name
 
 
@@ -136,8 +137,8 @@ def attach_blocks(
     averaged: nn.Linear | None = None
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
         sites = {
-            s: find_site(model, example) if w is None else named_site(model, example, w)
-            for s, w in at.items()
+            stream: named_site(model, example, where) if where is not None else find_site(model, example)
+            for stream, where in at.items()
         }
         for stream, site in sites.items():
             chosen = options[stream]
@@ -261,7 +262,9 @@ def describe(model: nn.Module, example: Inputs) -> None:
     sites = {name: named_site(model, example, block.site) for name, block in blocks.items()}
     sites = sites or {"": find_site(model, example)}
     for name, site in sites.items():
-        found = site.layout
+        found, block = site.layout, blocks.get(name)
+        if block is not None:
+            found = MapLayout(block.layout, block.channels, block.prefix, block.grid)
         print(f"site      {site.name}" + (f"  (stream {name})" if name else ""))
         print(
             f"output    {site.shape}, channels {'first' if found.layout == 'BC*' else 'last'}: {found.layout}"
@@ -270,11 +273,14 @@ def describe(model: nn.Module, example: Inputs) -> None:
         space = found.grid or (site.shape[2:] if found.layout == "BC*" else site.shape[1:-1])
         leading = f", after {found.prefix} tokens that are no positions" if found.prefix else ""
         print(f"grid      {' x '.join(map(str, space)) or 'none: a vector'}{leading}")
-        print(f"head      {_head_of(model, example, site)}")
+        per_target = isinstance(block, TargetSEBlock)
+        print(f"head      {PER_TARGET if per_target else _head_of(model, example, site)}")
     with evaluating(probe := a_copy(model)):
         others, unread = candidates(probe, example, example)
     taken = [site.name for site in sites.values()]
-    names = [str(s) for s in reversed(others) if s.name not in taken]
+    names = [site.name for site in others]
+    inner = [name for name in names if any(name.startswith(f"{outer}.") for outer in (*names, *taken))]
+    names = [str(s) for s in reversed(others) if s.name not in (*taken, *inner) and ATTRIBUTE not in s.name]
     print(f"others    {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else ""))
     if unread:
         print(f"unread    {', '.join(unread[-4:])}: name one with at=, layout= and grid=")

@@ -50,8 +50,7 @@ class Explanation:
         gates: (B, C) float32, the SE vector s; (B, K, C) when every target has gates of its own.
         features: (B, C, *space) float32, the input F of the SE block, tokens laid out on their grid.
         input_size: *space of the input, the default size of a heatmap; ``None`` when it is not known.
-        streams: {name: explanation} of a model with several SE blocks, else empty. The explanation itself is
-            then that of the block that ran last, on the fused features.
+        streams: {name: explanation} where there are several SE blocks; this one is of the last that ran.
     """
 
     def __init__(
@@ -70,8 +69,7 @@ class Explanation:
         self.input_size = input_size
         self.streams: dict[str, Explanation] = {}
         self._raw, self._head = raw, head
-        # By target: several maps are made of one influence.
-        self._influence: dict[tuple[int, ...], Tensor] = {}
+        self._influence: dict[tuple[int, ...], Tensor] = {}  # by target
 
     @property
     def predicted(self) -> Tensor:
@@ -136,7 +134,7 @@ class Explanation:
             raise ValueError(
                 "the SE block sits on a vector (B, C): there is no heatmap, only gates and influence" + where
             )
-        head, maps = self._head, self._read_maps()
+        head, maps = self._head, self._read_maps(exact=method == "influence")
         if method == "influence" and head.linear is not None:
             weights = head.linear.weight[self._targets(target)] * head.gain * self.gates_of(target)
             return weighted_sum(
@@ -157,10 +155,14 @@ class Explanation:
         mean = maps.flatten(2).mean(2)
         return weighted_sum(maps, ranking * mask / mean.where(mean > 0, torch.ones_like(mean)))
 
-    def _read_maps(self) -> Tensor:
+    def _read_maps(self, *, exact: bool) -> Tensor:
         """The maps as the head reads them: their positive part where it begins with a ReLU."""
         if bool((self.features < 0).any()):
-            self._head.prepare()
+            try:
+                self._head.prepare()
+            except RuntimeError:
+                if exact:  # gates can be read though the head cannot be run
+                    raise
             return self.features.relu() if self._head.rectifies else self.features
         return self.features
 
@@ -181,7 +183,7 @@ class Explanation:
     def selected(
         self, method: Method = "influence", target: Target = None, select: Select | None = None
     ) -> Tensor:
-        """Which channels a heatmap is made of, bool (B, C): by ``select``, else the paper's rule or all."""
+        """The channels of a heatmap, bool (B, C): by ``select``, else the paper's rule or all."""
         return self._chosen(self.channel_weights(method, target), method, select)
 
     @staticmethod
@@ -218,22 +220,21 @@ class Explanation:
             (B, n), or (B, n, T) with an answer a frame.
         """
         head = self._head
-        first = torch.zeros(1, closed.shape[1], dtype=torch.bool)
-        # The logits with all gates as they are come from the same run: what is rounded alike cancels.
-        kept = ~torch.cat([first, closed]).to(self._raw.device)
+        kept = ~closed.to(self._raw.device)
         found = []
         with evaluating(head.model):
             head.prepare()
             maps = head.effective(self._scaled(self.gates_of(targets)))
             for sample in range(len(maps)):
-                row = maps[sample : sample + 1]
-                logits = [
-                    head(scaled(row, part, 1.0, head.layout), sample)
-                    for part in kept.split(max(1, CHUNK // row.numel()))
-                ]
-                index = targets[sample].expand(len(kept), *targets.shape[1:])[..., None]
-                base, *fallen = torch.cat(logits).gather(-1, index)[..., 0]
-                found.append(base - torch.stack(fallen))
+                row, fallen = maps[sample : sample + 1], []
+                for part in kept.split(max(1, CHUNK // row.numel())):
+                    # All gates as they are in the same run: what is rounded alike cancels.
+                    scales = torch.cat([torch.ones_like(part[:1]), part])
+                    logits = head(scaled(row, scales, 1.0, head.layout), sample)
+                    index = targets[sample].expand(len(scales), *targets.shape[1:])[..., None]
+                    base, *others = logits.gather(-1, index)[..., 0]
+                    fallen.append(base - torch.stack(others))
+                found.append(torch.cat(fallen))
         return torch.stack(found)
 
     @torch.no_grad()
@@ -360,6 +361,7 @@ class SEExplainer:
                 self._watch(inputs)
             self._last = None
             self._maps.clear()
+            self._gates.clear()
             output = call(self.model, inputs)
             logits = logits_of(output, inputs)
             last = self._last if logits.ndim == 2 else None

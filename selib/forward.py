@@ -330,9 +330,11 @@ class Head:
                     self.reads, self.rectifies = None, False
 
     def _find_reading(self) -> bool:
-        """Try the first sample's map as the head may read it; the ways run side by side."""
-        first = self.scaled[:1]
-        signs = (False, True) if bool((first < 0).any()) else (False,)
+        """Try a map, with negative values if there is one, as the head may read it, all ways side by side."""
+        negative = (self.scaled < 0).flatten(1).any(1)
+        sample = int(negative.int().argmax())
+        first, logits = self.scaled[sample : sample + 1], self.logits[sample : sample + 1]
+        signs = (False, True) if bool(negative[sample]) else (False,)
         attempts: list[tuple[Reading | None, ...]] = [("mean", "max"), (None,)]
         if self.prefix or not self._reduced_axes(first):
             del attempts[0]
@@ -340,12 +342,11 @@ class Head:
             tried = [(way, sign) for way in ways for sign in signs]
             rows = [self._reduced(first.relu() if sign else first, way) for way, sign in tried]
             try:
-                found = self._run(torch.cat([*rows, rows[0]]), 0)  # at least two: one row would prove little
+                # At least two rows: one would prove little.
+                found = self._run(torch.cat([*rows, rows[0]]), sample)
             except _FAILURES:
                 continue
-            hits = [
-                pair for pair, got in zip(tried, found, strict=False) if agrees(got[None], self.logits[:1])
-            ]
+            hits = [pair for pair, got in zip(tried, found, strict=False) if agrees(got[None], logits)]
             if hits and hits[0] != (None, True):
                 self.reads = hits[0][0]
                 self.rectifies = (self.reads, True) in hits

@@ -16,6 +16,7 @@ import torchvision
 from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 
+import selib
 from selib.attach import attach_se, detach_se
 from selib.forward import attached, bare, call, logits_of
 from selib.layout import map_layout
@@ -138,6 +139,21 @@ def test_a_model_that_cannot_be_copied_is_asked_for_the_site() -> None:
     with pytest.raises(ValueError, match="cannot be copied .* name the module .* with at="):
         attach_se(model, example)
     assert attach_se(model, example, at="conv2").channels == 6
+
+
+def test_describe_says_where_the_block_stands_or_would_go(capsys: pytest.CaptureFixture[str]) -> None:
+    selib.describe(*zoo.build("vit"))
+    said = capsys.readouterr().out
+    assert "site      encoder.layers.encoder_layer_0" in said and "channels last" in said
+    assert "grid      4 x 4, after 1 tokens" in said and "by running the head" in said
+
+    model, example = zoo.build("resnet")
+    attach_se(model, example, per_target=True)
+    open_and_close(attached(model)[""])
+    selib.describe(model, example)
+    said = capsys.readouterr().out
+    assert "site      layer4" in said and "gates for each output: closed form" in said
+    assert "grid      2 x 2" in said and "'layer3'" in said.split("others")[1]
 
 
 def test_a_map_that_is_bypassed_is_passed_over() -> None:
