@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import default_convert
 
 from selib.atomic import replacing, write_text
 from selib.attach import BlockOptions, attach_blocks, attached
@@ -196,17 +197,20 @@ def resume_run(folder: Path, decides: dict[str, Any], model: nn.Module, optimize
 
 def start(model: nn.Module, train: Iterable[Any], val: Iterable[Any] | None) -> dict[str, Any]:
     """What a run starts from, by the names that an error gives it."""
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    numbers = sum(p.numel() for p in learned.values())
     return {
         "training data": data_fingerprint(train),
         "validation data": None if val is None else data_fingerprint(val),
-        "parameters that learn": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters that learn": f"{numbers} ({_digest(None, list(learned))})",
         "initial weights": fingerprint(model),
     }
 
 
 def fingerprint(model: nn.Module, *decisions: object) -> str:
-    """16 hex digits over a model's weights and SE blocks, and the ``repr`` of whatever else is given."""
-    return _digest(bare(model).state_dict(), describe_blocks(model), decisions)
+    """16 hex digits over a model's weights, modules and SE blocks, and the ``repr`` of what else is given."""
+    model = bare(model)
+    return _digest(model.state_dict(), repr(model), describe_blocks(model), decisions)
 
 
 def data_fingerprint(loader: Iterable[Any]) -> str:
@@ -220,12 +224,18 @@ def data_fingerprint(loader: Iterable[Any]) -> str:
     batches = (len(loader), getattr(loader, "batch_size", None), order)  # type: ignore[arg-type]
     known = getattr(dataset, "fingerprint", None)
     if known is not None:
-        return _digest(None, known, batches)
+        return _digest(None, known() if callable(known) else known, batches)
+    owners = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
+    states = [(owner, owner.get_state()) for owner in owners if owner is not None]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        for owner in (torch.default_generator, *(owner for owner, _ in states)):
+            owner.manual_seed(0)
         for part in (dataset, loader):
             getattr(part, "set_epoch", lambda epoch: None)(0)
-        return _digest(list(islice(loader, 2)), batches)
+        first = default_convert(list(islice(loader, 2)))
+    for owner, state in states:  # the run draws what it would draw without this look
+        owner.set_state(state)
+    return _digest(first, batches)
 
 
 def _digest(holds: Any, *decisions: object) -> str:

@@ -67,7 +67,8 @@ def map_tensors(change: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: map_tensors(change, value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return type(inputs)(map_tensors(change, value) for value in inputs)
+        changed = [map_tensors(change, value) for value in inputs]
+        return type(inputs)(*changed) if hasattr(inputs, "_fields") else type(inputs)(changed)
     return inputs
 
 
@@ -328,6 +329,7 @@ class Head:
                 twice = [-1, -1]
                 if not self._gives(self.effective(self.scaled[twice]), self.logits[twice], -1):
                     self.reads, self.rectifies = None, False
+                    self.shared = self._gives(self.scaled, self.logits, 0)
 
     def _find_reading(self) -> bool:
         """Try a map, with negative values if there is one, as the head may read it, all ways side by side."""
@@ -346,6 +348,8 @@ class Head:
                 found = self._run(torch.cat([*rows, rows[0]]), sample)
             except _FAILURES:
                 continue
+            if len(found) != len(tried) + 1:
+                continue  # the rows were taken for something else than samples
             hits = [pair for pair, got in zip(tried, found, strict=False) if agrees(got[None], logits)]
             if hits and hits[0] != (None, True):
                 self.reads = hits[0][0]
@@ -383,7 +387,7 @@ class Head:
             inputs, ready = (map_tensors(lambda x: repeated(x, count), given) for given in (inputs, ready))
         own = Stored(self.site, rows)
         stand_ins = [own, *(Stored(module, x) for module, x in ready.items())]
-        with standing_in(self.model, stand_ins), torch.autocast(*self._autocast), Beside():
+        with standing_in(stand_ins), torch.autocast(*self._autocast), Beside():
             logits = logits_of(call(self.model, inputs))
         if own.calls != 1:
             raise RuntimeError(_CHANGED)

@@ -17,6 +17,7 @@ seconds. Of a model that answers once a frame, the divergence is the mean over t
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,12 +111,32 @@ def fit_gates(
     check_fit(task, sparsity, epochs)
     if agreement is not None and not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    fresh = not attached(model)
     cache = _features_of(bare(model), loader, per_target, reduction, seed, progress)
-    fit = _Fit(only_block(model), cache, task, epochs, lr, batch_size, seed, progress)
-    if agreement is not None:
-        sparsity = _sparsest(fit.agreement_at, agreement)
-    fit.agreement_at(sparsity)
-    return fit.report(sparsity)
+    try:
+        with unless_it_fails([only_block(model)]):
+            fit = _Fit(only_block(model), cache, task, epochs, lr, batch_size, seed, progress)
+            if agreement is not None:
+                sparsity = _sparsest(fit.agreement_at, agreement)
+            fit.agreement_at(sparsity)
+            return fit.report(sparsity)
+    except BaseException:
+        if fresh:
+            detach_se(model)
+        raise
+
+
+@contextmanager
+def unless_it_fails(blocks: Sequence[SEBlock]) -> Iterator[None]:
+    """Blocks get back their weights and their gain when the ``with`` block is interrupted or fails."""
+    before = [(copy.deepcopy(block.state_dict()), block.gain) for block in blocks]
+    try:
+        yield
+    except BaseException:
+        for block, (weights, gain) in zip(blocks, before, strict=True):
+            block.load_state_dict(weights)
+            block.gain = gain
+        raise
 
 
 def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:

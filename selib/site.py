@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -81,13 +82,18 @@ def a_copy(model: nn.Module) -> nn.Module:
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     generator = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
-        if not name.endswith("bias") and p.device.type != "meta" and not bool(p.any()):
+        empty = nn.parameter.is_lazy(p) or p.device.type == "meta"
+        if not (empty or name.endswith("bias") or bool(p.any())):
             noise = 0.1 * torch.randn(p.shape, generator=generator)
             shared[id(p)] = nn.Parameter(noise.to(p), requires_grad=False)
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses what autograd has computed
-                shared[id(value)] = value.detach()
+        forward = vars(module).get("forward")
+        wrapped = isinstance(forward, FunctionType) and not hasattr(module, "_orig_mod")
+        if wrapped or isinstance(module, torch.jit.ScriptModule):
+            shared[id(module)] = module  # a copy of it would run the original's forward
+        for tensor in _inside(vars(module)):
+            if not tensor.is_leaf:  # deepcopy refuses what autograd has computed
+                shared[id(tensor)] = tensor.detach()
     try:
         return copy.deepcopy(model, shared)
     except Exception as error:
@@ -96,6 +102,18 @@ def a_copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied ({why}), so it cannot be probed without leaving traces: name the "
             "module whose output is the feature map with at="
         ) from error
+
+
+def _inside(value: Any) -> Iterator[Tensor]:
+    """The tensors of nested containers, as they are."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _inside(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _inside(inner)
 
 
 def _try(model: nn.Module, inputs: Inputs, example: Inputs) -> Any:
@@ -127,7 +145,7 @@ class _Look:
     def _watch(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self.outputs.append((name, output))
-            if isinstance(module, nn.RNNBase) and module.batch_first:
+            if isinstance(module, nn.RNNBase) and module.batch_first and isinstance(output[0], Tensor):
                 _note(self._written, output[0], ("B*C", output[0].shape[-1]))
             if not isinstance(output, Tensor):
                 return
@@ -265,7 +283,7 @@ class _Probe:
 
         def hook(name: str) -> Callable[..., Tensor]:
             def look(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-                marks[name] = torch.stack([output.double().sum(), output.double().square().sum()])
+                marks[name] = torch.stack([output.float().sum(), output.float().square().sum()])
                 if name in self.held:
                     return self.held[name].clone()
                 return changed[name](output) if name in changed else output
@@ -274,7 +292,7 @@ class _Probe:
 
         torch.default_generator.manual_seed(0)  # dropout in evaluation mode: the same in every pass
         with hooked(*((self.model.get_submodule(s.name), hook(s.name)) for s in self.sites)):
-            return logits_of(call(self.model, self.inputs), self.inputs).double(), marks
+            return logits_of(call(self.model, self.inputs), self.inputs).float(), marks
 
     def _change(self, site: Site, strength: float, channel: int | None) -> Callable[[Tensor], Tensor]:
         def change(output: Tensor) -> Tensor:

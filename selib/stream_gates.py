@@ -18,8 +18,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from selib.features import inputs_of
-from selib.forward import Task, attached, bare, call, decisions, evaluating, hooked, logits_of, to_device
-from selib.gates import check_fit, divergence, learning, stepper
+from selib.forward import (
+    Task,
+    attached,
+    bare,
+    call,
+    decisions,
+    evaluating,
+    hooked,
+    logits_of,
+    tensors,
+    to_device,
+)
+from selib.gates import check_fit, divergence, learning, stepper, unless_it_fails
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,9 @@ def fit_stream_gates(
         )
     fit = _Fit(bare(model), loader, task)
     epochs = epochs or max(1, round(300 / (len(fit.teachers) - len(fit.held))))
-    fit.learn(sparsity, epochs, lr, seed, progress)
-    return fit.report(sparsity, epochs)
+    with unless_it_fails(list(fit.blocks.values())):
+        fit.learn(sparsity, epochs, lr, seed, progress)
+        return fit.report(sparsity, epochs)
 
 
 class _Fit:
@@ -91,8 +103,12 @@ class _Fit:
         if not self.blocks:
             how = 'selib.attach_se(model, example, at={"stream": "module"})'
             raise ValueError(f"the model has no SE blocks: call {how}")
+        self.teachers: list[Tensor] = []
+        self.marks: list[list[float]] = []  # by which a batch is known again
         with evaluating(model):
-            self.teachers = [self.answers(batch) for batch in loader]
+            for batch in loader:
+                self.teachers.append(self.answers(batch))
+                self.marks.append(_mark(batch))
         count = len(self.teachers)
         if count < 2:
             raise ValueError(
@@ -104,6 +120,12 @@ class _Fit:
         device = next(iter(self.model.parameters()), torch.empty(0)).device
         inputs = to_device(inputs_of(batch)[0], device)
         return logits_of(call(self.model, inputs), inputs).float()
+
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        for index, batch in enumerate(self.loader):
+            if index >= len(self.marks) or _mark(batch) != self.marks[index]:
+                raise ValueError("the loader gives other batches in every pass: turn off its shuffling")
+            yield index, batch
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
@@ -130,7 +152,7 @@ class _Fit:
                     block.restart("paper")
                 step = stepper(weights, lr, steps)
                 for _ in tqdm(range(epochs), desc=f"gates λ={sparsity:g}", disable=not progress, leave=False):
-                    for index, batch in enumerate(self.loader):
+                    for index, batch in self.batches():
                         if index not in self.held:
                             student = self.answers(batch)
                             opened = torch.stack([s.mean() for s in gates.values()]).mean()
@@ -143,7 +165,7 @@ class _Fit:
         agree, yes, samples = [], [], 0
         opened: dict[str, list[Tensor]] = {name: [] for name in self.blocks}
         with evaluating(self.model), self.watched() as gates:
-            for index, batch in enumerate(self.loader):
+            for index, batch in self.batches():
                 if index in self.held:
                     wanted = decisions(self.teachers[index], self.task)
                     agree.append((decisions(self.answers(batch), self.task) == wanted).flatten().double())
@@ -161,3 +183,7 @@ class _Fit:
             epochs=epochs,
             seconds=time.perf_counter() - self.started,
         )
+
+
+def _mark(batch: Any) -> list[float]:
+    return [float(x.double().sum()) for x in tensors(inputs_of(batch)[0])]

@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tiny_models as zoo
@@ -139,6 +139,51 @@ def test_a_model_that_cannot_be_copied_is_asked_for_the_site() -> None:
     with pytest.raises(ValueError, match="cannot be copied .* name the module .* with at="):
         attach_se(model, example)
     assert attach_se(model, example, at="conv2").channels == 6
+
+
+@pytest.mark.parametrize("part", ["model", "child"])
+def test_a_forward_that_was_replaced_by_a_function(part: str) -> None:
+    model, example = zoo.build("functional")
+    model.train()
+    module = model if part == "model" else model.conv2
+    original = module.forward
+    module.forward = lambda x: original(x)
+    before = snapshot(model)
+    assert attach_se(model, example).site == "conv2"
+    assert same(snapshot(model), before)
+
+
+class Answers(NamedTuple):
+    logits: Tensor
+    auxiliary: Tensor
+
+
+def test_answers_in_a_named_tuple() -> None:
+    class Named(zoo.Functional):
+        def forward(self, x: Tensor) -> Answers:
+            return Answers(super().forward(x), x)
+
+    torch.manual_seed(0)
+    model = Named().eval()
+    assert attach_se(model, image(32)).site == "conv2"
+    assert selib.explain(model, image(32)).heatmap().shape == (3, 32, 32)
+
+
+def test_what_a_copy_must_not_stumble_over() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = zoo.convolutions(), nn.LazyLinear(K)
+            self.lstm = nn.LSTM(2, 3, batch_first=True)
+            self.register_buffer("prototypes", torch.ones(2, requires_grad=True) * 2)
+            self.kept = [torch.ones(2, requires_grad=True) * 3]
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x[:, 0, :4, :2], [4] * len(x), batch_first=True)
+            self.lstm(packed)
+            return self.fc(self.body(x).mean((2, 3)))
+
+    assert attach_se(Odd().eval(), image(32)).site == "body"
 
 
 def test_describe_says_where_the_block_stands_or_would_go(capsys: pytest.CaptureFixture[str]) -> None:

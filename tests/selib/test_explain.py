@@ -13,6 +13,7 @@ import torchvision
 from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 
+import selib
 from selib.attach import attach_se, detach_se
 from selib.explanation import METHODS, Explanation, SEExplainer, explain
 from selib.forward import logits_of, tensors
@@ -199,6 +200,55 @@ def test_a_layer_that_only_looks_linear_is_run() -> None:
     ex = explain(model, example)
     targets = torch.tensor([0, 1, 2])
     assert close(ex.influence(targets), ablated(model, example, block, list(range(6)), targets), ex.logits)
+
+
+class Heads(nn.Module):
+    """Heads that go wrong where many maps stand beside one sample's tensors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body, self.out = kind, zoo.convolutions(), nn.Sequential(nn.Tanh(), nn.Linear(6, K))
+        self.stages = [self.body]
+        self.a, self.b = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(0.6))
+        self.first, self.others = nn.Parameter(torch.randn(1, 6)), nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "a list":
+            for stage in self.stages:
+                maps = stage(x)
+        else:
+            maps = self.body(x)
+        if self.kind == "by the input":
+            return self.out(maps.flatten(2).mT.reshape(x.shape[0], -1, 6).mean(1))
+        pooled = maps.mean((2, 3))
+        if self.kind == "numbers":
+            return self.out(pooled * torch.stack([self.a, self.b]).softmax(0)[0])
+        if self.kind == "a table":
+            return self.out(pooled + torch.cat([self.first, self.others], 0).mean(0))
+        return self.out(pooled)
+
+
+@pytest.mark.parametrize("kind", ["a list", "numbers", "a table", "by the input"])
+def test_heads_beside_which_other_tensors_stand(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Heads(kind).eval(), image(32)
+    block = open_and_close(attach_se(model, x, reduction=2))
+    ex = explain(model, x)
+    targets = torch.tensor([0, 1, 2])
+    assert close(ex.influence(targets), ablated(model, x, block, list(range(6)), targets), ex.logits)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_sample_of_zeros_does_not_decide_how_the_head_reads() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 4, 4, bias=False), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, K))
+    x = image(32)
+    x[0] = 0
+    model = nn.Sequential(body, head).eval()
+    attach_se(model, x, at="0")
+    assert explain(model, x).influence().shape == (3, 6)
+    assert len(selib.cache_features(model, [x]).logits) == 3
 
 
 def test_a_head_that_does_not_give_the_logits_back_is_an_error() -> None:

@@ -1181,6 +1181,19 @@ def test_streams_of_images_have_sparse_gates_too() -> None:
     assert max(report.open_gates.values()) < 0.3 and report.held_out == 3
 
 
+def test_a_loader_that_shuffles_is_refused() -> None:
+    class Turns(list[Any]):
+        def __iter__(self) -> Any:
+            self.append(self.pop(0))
+            return super().__iter__()
+
+    model, blocks = speakers()
+    before = {name: block.fc2.weight.clone() for name, block in blocks.items()}
+    with pytest.raises(ValueError, match="gives other batches in every pass: turn off its shuffling"):
+        fit_stream_gates(model, Turns(batches(3)), epochs=1)
+    assert all(torch.equal(before[name], block.fc2.weight) for name, block in blocks.items())
+
+
 def test_each_kind_of_model_has_its_own_function() -> None:
     model, _ = speakers()
     with pytest.raises(ValueError, match="one attached SE block is needed, this one has: face, fusion"):

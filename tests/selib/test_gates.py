@@ -455,3 +455,26 @@ def test_a_loader_of_the_wrong_images() -> None:
     with pytest.raises(ValueError, match="the model cannot run on the example"):
         fit_gates(model, [random(2, 1, 32, 32)])
     assert attached(model) == {} and F.relu(run(model, image(32))).shape == (3, K)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_fit_leaves_the_model_as_it_was(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, _ = planted(40)
+    outputs = run(model, x)
+
+    def stop(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(g, "divergence", stop)
+        fit_gates(model, batches(x), epochs=2)
+    assert attached(model) == {} and torch.equal(run(model, x), outputs)
+
+    fit_gates(model, batches(x), epochs=2)
+    weights, outputs = copy.deepcopy(model.state_dict()), run(model, x)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(g, "divergence", stop)
+        fit_gates(model, batches(x), epochs=2)
+    assert zoo.same(model.state_dict(), weights) and torch.equal(run(model, x), outputs)
