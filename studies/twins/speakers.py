@@ -1,10 +1,8 @@
-"""People who speak, or only seem to: face and body crops at 25 fps and a 16 kHz track, with the truth about
-them.
+"""People who speak, or only seem to: face and body crops at 25 fps, a 16 kHz track, and the truth.
 
-Procedural, after FunnyBirds (Hesse et al., ICCV 2023): a clip is rendered from parameters, so it comes with
-a label for every frame and pixel, and can be rendered again with one stream muted. A syllable is one event
-for all streams: the voice sounds, the mouth opens, the hands beat. The conditions are the five of WASD (Roxo
-et al., 2024).
+After FunnyBirds (Hesse et al., ICCV 2023): a clip is rendered from parameters, so it comes with a label for
+every frame and pixel, and can be rendered again with one stream muted. A syllable is one event for all
+streams: the voice sounds, the mouth opens, the hands beat. The conditions are WASD's five (Roxo et al. 2024).
 """
 
 from __future__ import annotations
@@ -267,9 +265,7 @@ def _hide(grey: np.ndarray, labels: np.ndarray, p: Params) -> None:
 
 
 def _face_frames(p: Params, course: _Course) -> tuple[np.ndarray, np.ndarray, Portrait]:
-    """Crops float32 and labels uint8 (T, 112, 112) of the face; the portrait with the mouth shut, for the
-    body.
-    """
+    """Crops float32 and labels uint8 (T, 112, 112) of the face; the portrait with a shut mouth."""
     gaps = course.opening * GAPS[-1]
     used = [gap for gap in GAPS if (np.abs(gaps - gap) < 4.0).any() or gap == 0]
     portraits = [_portrait(p, gap) for gap in used]
@@ -334,9 +330,7 @@ class _Figure:
 
 
 def _hands(p: Params, course: _Course) -> dict[int, np.ndarray]:
-    """Where the hands are, {-1: left, 1: right}: (T, 2) in pixels of the crop from the middle of the
-    shoulders.
-    """
+    """Where the hands are, {-1: left, 1: right}: (T, 2) in pixels from the middle of the shoulders."""
     rng = np.random.default_rng([p["seed"], 8])
     frames = p["frames"]
     at: dict[int, np.ndarray] = {}
@@ -368,9 +362,7 @@ def _room(p: Params, rng: np.random.Generator) -> np.ndarray:
 
 
 def _body_frames(p: Params, course: _Course, portrait: Portrait) -> tuple[np.ndarray, np.ndarray]:
-    """Crops and labels (T, 112, 112) of the body; its head is too small to show lips and keeps its mouth
-    shut.
-    """
+    """Crops and labels (T, 112, 112) of the body, whose head is too small to show lips."""
     rng = np.random.default_rng([p["seed"], 9])
     frames, person = p["frames"], p["person"]
     hands = _hands(p, course)
