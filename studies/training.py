@@ -50,7 +50,7 @@ def train_once(
         The network in evaluation mode and the history of :func:`selib.fit`.
     """
     data = data_fingerprint(train), val is not None and data_fingerprint(val)
-    folder = out / f"{name}-{fingerprint(model, str(model), data, sorted(settings.items()))}"
+    folder = out / f"{name}-{fingerprint(model, data, sorted(settings.items()))}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         history = fit(model, train, val, out=folder, device=device, progress=progress, **settings)
