@@ -5,7 +5,8 @@ An :data:`Explainer` takes images float (B, C, H, W) and targets int64 (B,) and 
 the model in evaluation mode and leaves it as it was.
 
 ``layer`` is a module of the model or its name, whose output is a map (B, C, h, w). In a model with an SE
-block it is usually ``block.features``, which is F, the map before the gates.
+block it is usually ``block.site``, whose output is F', the map that feeds the classifier: at
+``block.features``, which is F, gradients would run through the gates too.
 """
 
 from __future__ import annotations
@@ -299,7 +300,6 @@ def rivals(model: nn.Module) -> dict[str, Explainer]:
     blocks = list(attached(model).values())
     if len(blocks) != 1 or blocks[0].layout != "BC*" or blocks[0].grid:
         return {}
-    layer = blocks[0].features
-    found = cams(model, layer)
-    found["mean of channels"] = mean_of_channels(model, layer)
+    found = cams(model, blocks[0].site)
+    found["mean of channels"] = mean_of_channels(model, blocks[0].features)  # a control: before the gates
     return {name: one for name, one in found.items() if name not in ("Score-CAM", "Ablation-CAM")}

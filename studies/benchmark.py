@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib.forward import evaluating, logits_of
+from selib.forward import Task, check_task, evaluating, logits_of
 from studies import metrics as m
 from studies.baselines import Explainer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, targets, masks
 Measure = Callable[[Tensor, Tensor], Tensor]
 LOCALISATION: dict[str, Measure] = {
+    "ap": m.average_precision,  # the primary one: it sees the order of the pixels alone
     "pointing": m.pointing_game,
     "energy": m.energy_in_mask,
-    "ap": m.average_precision,
 }  # and "iou", which needs a threshold
 FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
     "deletion": m.deletion,
@@ -82,6 +82,7 @@ def run(
     faithfulness_images: int | None = None,
     limits: Mapping[str, int] | None = None,
     batch_size: int = 64,
+    task: Task = "multiclass",
 ) -> Scores:
     """Score every explainer, for the targets of the set, on the images ``indices`` of it.
 
@@ -95,7 +96,9 @@ def run(
         threshold_indices: other images of the set, on which the threshold of "iou" is chosen.
         faithfulness_images: how many images the faithfulness measures get; None for all.
         limits: {explainer: how many images} for slow ones.
+        task: ``"multilabel"`` where every output is a decision of its own.
     """
+    check_task(task)
     limits, everything = limits or {}, len(indices)
     faithful = everything if faithfulness_images is None else faithfulness_images
     known = [*localisation, "iou", *FAITHFULNESS]
@@ -116,7 +119,7 @@ def run(
             measures["iou"] = partial(m.iou, threshold=threshold)
         places = order[:size]
         batches = _batches(model, data, scores.indices[places], batch_size, masks)
-        found, seconds = _measure(model, explain, batches, metrics, measures, faithful)
+        found, seconds = _measure(model, explain, batches, metrics, measures, faithful, task)
         scores.values[name] = {metric: np.full(everything, np.nan) for metric in metrics}
         for metric, values in found.items():
             scores.values[name][metric][places[: len(values)]] = values
@@ -145,6 +148,7 @@ def _measure(
     metrics: Sequence[str],
     measures: Mapping[str, Measure],
     faithful: int,
+    task: Task,
 ) -> tuple[dict[str, NDArray[np.float64]], float]:
     """Values of each metric, faithfulness of the first images only, and the explainer's seconds."""
     found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
@@ -161,8 +165,9 @@ def _measure(
             if metric in measures:
                 found[metric].append(measures[metric](maps, truth))
             elif left > 0:
+                some = images[:left], maps[:left], targets[:left]
                 with evaluating(model):
-                    values = FAITHFULNESS[metric](predict, images[:left], maps[:left], targets[:left])
+                    values = FAITHFULNESS[metric](predict, *some, task=task)
                 found[metric].append(values)
         left -= len(images)
     return {metric: torch.cat(values).double().cpu().numpy() for metric, values in found.items()}, seconds

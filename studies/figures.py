@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selib.plot import COLORMAP, CONTROLS, OTHERS, OURS, overlay, pixels, rgb, tint
-from studies.clips import RATE, Frames, check_clip, envelope, spans
+from selib import NormalQuantile
+from selib.plot import COLORMAP, CONTROLS, OTHERS, OURS, rgb, tint
+from studies.clip_figures import (  # the figures of clips belong to this module's names
+    GREEN,
+    PINK,
+    Interval,
+    agreement_plot,  # noqa: F401
+    film_strip,  # noqa: F401
+    modality_bars,  # noqa: F401
+)
 from studies.style import figure, hide_frame, styled
 
-FPS = 25  # of the clips in film strips
-GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # more of Okabe & Ito's palette
-TRUTH = GREEN
-MODALITIES = {"audio": "#E69F00", "face": OURS, "body": GREEN}
-HATCHES = ("", "///", "...", "xx", "\\\\")  # modalities are told apart without colours, too
-Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
-
-
-def modality_colours(names: Iterable[str]) -> dict[str, str]:
-    """A fixed colour for each of the usual modalities, and others for others."""
-    rest = iter((PINK, SKY, OTHERS))
-    return {name: MODALITIES.get(name) or next(rest, CONTROLS) for name in names}
-
+OPACITY = 0.75  # of a heatmap where it is 1: the picture stays visible beneath
 
 # ---- images and their heatmaps ----------------------------------------------------------------------
 
@@ -42,42 +41,90 @@ def heatmap_grid(
     titles: Sequence[str] = (),
     boxes: Tensor | None = None,
     masks: Tensor | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Samples beside methods; the longer of the two runs across the page.
+    """Samples beside methods; the longer of the two runs across the page. The pictures under maps are grey.
 
     Args:
         images: uint8 (B, 3, H, W).
         heatmaps: {method: (B, H, W) in [0, 1]}.
         titles: one for each image.
         boxes, masks: the truth, int (B, 4) or bool (B, H, W), outlined in white.
+        notes: {method: a short text for each image}, written into the tiles, such as "AP .71".
     """
     across = len(images) > len(heatmaps) + 1
     shape = (len(heatmaps) + 1, len(images)) if across else (len(images), len(heatmaps) + 1)
-    fig, axes = figure(1.25 * shape[1] + 0.3, 1.25 * shape[0] + 0.25, *shape)
+    height, width = images.shape[2:]
+    side = 1.25 if max(height, width) < 128 else 1.75
+    tall = side * min(1.4, height / width)
+    fig, axes = figure(side * shape[1] + 0.8, tall * shape[0] + 0.35, *shape)
     cells = axes.T if across else axes
     for row, image in enumerate(images):
         pictures = {"image": rgb(image)}
-        pictures |= {name: overlay(image, maps[row]) for name, maps in heatmaps.items()}
+        pictures |= {name: heated(image, maps[row]) for name, maps in heatmaps.items()}
         for ax, (name, picture) in zip(cells[row], pictures.items(), strict=True):
             ax.imshow(picture, interpolation="nearest")
             hide_frame(ax)
-            if boxes is not None:
-                x1, y1, x2, y2 = boxes[row].tolist()
-                corner = (x1 - 0.5, y1 - 0.5)
-                ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1))
-            if masks is not None:
-                ax.contour(masks[row].float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
+            _outline(ax, None if boxes is None else boxes[row], None if masks is None else masks[row])
+            if notes and name in notes:
+                _note(ax, notes[name][row])
             if row == 0:
-                _label(ax, name, left=across)
+                _label(ax, name, tall if across else side, left=across)
         if titles:
-            _label(cells[row][0], titles[row], left=not across)
+            _label(cells[row][0], titles[row], side if across else tall, left=not across)
+    _heat_bar(fig, axes)
     return fig
 
 
-def _label(ax: Axes, text: str, *, left: bool) -> None:
-    """A small label at the left of the axes, or above them."""
+def heated(image: Tensor, heatmap: Tensor) -> NDArray[np.uint8]:
+    """A heatmap (H, W) over the grey of an image uint8 (3, H, W), as opaque as it is hot."""
+    grey = rgb(image).mean(2).round().astype(np.uint8)
+    return tint(grey, heatmap.detach().cpu().numpy(), opacity=OPACITY)
+
+
+def _heat_bar(fig: Figure, axes: NDArray[Any]) -> None:
+    """A colour bar at the side: what the heat looks like over a middle grey."""
+    ramp = np.linspace(0, 1, 256)[None]
+    shades = tint(np.full(ramp.shape, 128, np.uint8), ramp, opacity=OPACITY)[0] / 255
+    bar = fig.colorbar(
+        ScalarMappable(cmap=ListedColormap(shades)), ax=axes, fraction=0.03, pad=0.01, aspect=25
+    )
+    bar.set_ticks([0, 1], labels=["0", "largest"], fontsize=7)
+    bar.set_label("heat of each map", fontsize=7, labelpad=-14)
+    bar.outline.set_visible(False)
+
+
+def _outline(ax: Axes, box: Tensor | None, mask: Tensor | None) -> None:
+    """The truth in white, in the pixels of the image."""
+    if box is not None:
+        x1, y1, x2, y2 = box.tolist()
+        corner = (x1 - 0.5, y1 - 0.5)
+        ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1))
+    if mask is not None:
+        ax.contour(mask.float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
+
+
+def _note(ax: Axes, text: str) -> None:
+    """A small text in the lower left corner of a tile, readable on any picture."""
+    written = ax.text(0.03, 0.03, text, transform=ax.transAxes, va="bottom", color="white", fontsize=7)
+    written.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
+
+
+def _label(ax: Axes, text: str, inches: float, *, left: bool) -> None:
+    """A small label at the left of the axes, or above them, that stays within ``inches``."""
     write = ax.set_ylabel if left else ax.set_title
-    write(text, fontsize=8)
+    write(fitted(text, inches), fontsize=8)
+
+
+def fitted(text: str, inches: float, lines: int = 3) -> str:
+    """Text of 8 points wrapped to a width, with an ellipsis where it takes more than ``lines`` lines."""
+    letters = max(4, int(inches * 15))
+    wrapped = [
+        part for line in text.split("\n") for part in textwrap.wrap(line, letters, break_on_hyphens=False)
+    ]
+    if len(wrapped) > lines:
+        wrapped[lines - 1] = wrapped[lines - 1][: letters - 1] + "…"
+    return "\n".join(wrapped[:lines])
 
 
 @styled
@@ -96,27 +143,51 @@ def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = 
 
 @styled
 def gate_histogram(gates: Mapping[str, Tensor]) -> Figure:
-    """How gates (N, C) are distributed over all samples and channels, one panel for each network."""
-    fig, axes = figure(3.2 * len(gates), 2.4, 1, len(gates), sharey=True)
+    """How gates (N, C) are distributed over all samples and channels, one panel for each network.
+
+    The line is the cut of the paper's rule, mean + 1.2816·std of a sample's gates, averaged over samples:
+    where it exceeds 1 the rule selects nothing.
+    """
+    cuts = {name: float((s.mean(1) + NormalQuantile().z * s.std(1)).mean()) for name, s in gates.items()}
+    fig, axes = figure(3.2 * len(gates), 2.6, 1, len(gates), sharey=True)
     for ax, (name, values) in zip(axes[0], gates.items(), strict=True):
-        flat = values.flatten().numpy()
+        flat, cut = values.flatten().numpy(), cuts[name]
         share = np.full(len(flat), 100 / len(flat))
-        ax.hist(flat, bins=40, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none")
-        ax.set_title(f"{name}: {100 * float((flat > 0.5).mean()):.0f} % of gates above ½")
-        ax.set(xlabel="gate s", xlim=(0, 1))
+        ax.hist(
+            flat, bins=40, range=(0, 1), weights=share, color=OURS, alpha=0.75, edgecolor="none", log=True
+        )
+        ax.axvline(cut, color=OTHERS, linewidth=1.4, label=f"the paper's cut, {cut:.2f}")
+        opened = f"{100 * float((flat > 0.5).mean()):.0f} % of gates above ½"
+        ax.set_title(f"{fitted(name, 3)}\n{opened} (n = {len(values)})")
+        ax.set(xlabel="gate s", xlim=(0, max(1.0, 1.05 * cut)))
+        ax.legend(loc="upper center", fontsize=7)
     axes[0][0].set_ylabel("% of gates")
     return fig
 
 
 @styled
-def channel_strip(image: Tensor, maps: Tensor, labels: Sequence[str]) -> Figure:
-    """An image uint8 (3, H, W) and the maps (n, h, w) of single channels, each on its own scale."""
-    fig, axes = figure(1.1 * (len(maps) + 1), 1.45, 1, len(maps) + 1)
+def channel_strip(
+    image: Tensor,
+    maps: Tensor,
+    labels: Sequence[str],
+    *,
+    box: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Figure:
+    """An image uint8 (3, H, W) and the maps (n, h, w) of single channels, each on its own scale.
+
+    Args:
+        box, mask: where the object is, int (4,) or bool (H, W), outlined in white.
+    """
+    height, width = image.shape[1:]
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)  # maps lie over the image
+    fig, axes = figure(1.1 * (len(maps) + 1), 0.4 + 1.05 * height / width, 1, len(maps) + 1)
     axes[0][0].imshow(rgb(image), interpolation="nearest")
     for ax, one, label in zip(axes[0][1:], maps, labels, strict=True):
-        ax.imshow(one.numpy(), cmap=COLORMAP, interpolation="nearest")
+        ax.imshow(one.numpy(), cmap=COLORMAP, interpolation="nearest", extent=place)
         ax.set_title(label, fontsize=7)
     for ax in axes[0]:
+        _outline(ax, box, mask)
         ax.set_axis_off()
     return fig
 
@@ -177,6 +248,73 @@ def rank_plot(
     return fig
 
 
+@styled
+def difference_plot(
+    differences: Mapping[str, Mapping[str, tuple[Interval, int]]],
+    *,
+    ours: Sequence[str],
+    controls: Sequence[str],
+    reference: str = "mean of channels",
+) -> Figure:
+    """Paired gains over ``reference`` with their intervals, one panel a measure, sorted by the first.
+
+    Args:
+        differences: {measure: {method: ((mean, low, high), n)}}; a label has the n of every measure.
+    """
+    first = next(iter(differences.values()))
+    order = sorted(first, key=lambda name: first[name][0][0], reverse=True)
+    colours = {n: OURS if n in ours else CONTROLS if n in controls else OTHERS for n in order}
+    size = 2.3 * len(differences) + 2.8, 0.19 * len(order) + 1.1
+    fig, axes = figure(*size, 1, len(differences), sharey=True)
+    for ax, (measure, rows) in zip(axes[0], differences.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=0.8)
+        for place, name in enumerate(order):
+            (mean, low, high), _ = rows[name]
+            ax.plot([low, high], [place, place], color=colours[name], linewidth=1.5)
+            ax.plot(mean, place, "o", color=colours[name], markersize=4)
+        ax.set(title=measure)
+    counts = [dict.fromkeys(str(rows[name][1]) for rows in differences.values()) for name in order]
+    labels = [f"{name} (n = {', '.join(n)})" for name, n in zip(order, counts, strict=True)]
+    axes[0][0].set_yticks(range(len(order)), labels, fontsize=7)
+    for tick, name in zip(axes[0][0].get_yticklabels(), order, strict=True):
+        tick.set_color(OURS if name in ours else "black")
+    axes[0][0].invert_yaxis()
+    kinds = (("SE vector", OURS), ("others", OTHERS), ("controls", CONTROLS))
+    handles = [axes[0][0].plot([], [], "o-", color=c, markersize=4, label=kind)[0] for kind, c in kinds]
+    fig.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
+    fig.supxlabel(f"gain over {reference}, paired, 95 % interval", fontsize=8, x=1, ha="right")
+    return fig
+
+
+@styled
+def frontier_plot(points: Mapping[str, Mapping[str, tuple[Interval, float, float]]]) -> Figure:
+    """What sparse gates cost against what they say, a point for each λ, one panel for each network.
+
+    Args:
+        points: {network: {λ: (accuracy minus that without gates, in points; accuracy that the top decile of
+            gates keeps alone, and without it, as shares of the whole)}}, in the order of λ.
+    """
+    fig, axes = figure(3.4 * len(points) + 1.3, 2.8, 1, len(points), sharey=True)
+    for ax, (network, rows) in zip(axes[0], points.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=0.8)
+        gains, only, without = zip(*rows.values(), strict=True)
+        means, lows, highs = zip(*gains, strict=True)
+        for kept, colour, marker, label in (
+            (only, OURS, "o", "top decile only"),
+            (without, OTHERS, "s", "without it"),
+        ):
+            ax.plot(means, kept, "-", color=colour, linewidth=0.8, alpha=0.5)
+            ax.hlines(kept, lows, highs, color=colour, linewidth=1.2, alpha=0.5)
+            ax.plot(means, kept, marker, color=colour, markersize=5, label=label)
+        for name, x, top in zip(rows, means, np.maximum(only, without), strict=True):
+            text = ax.annotate(name, (x, top), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        ax.set(title=fitted(network, 3.2), xlabel="accuracy gained, points", ylim=(-0.03, 1.1))
+    axes[0][0].set_ylabel("share of accuracy kept")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return fig
+
+
 # ---- attributes of faces ---------------------------------------------------------------------------
 
 
@@ -195,7 +333,7 @@ def attribute_grid(images: Tensor, heatmaps: Mapping[str, Tensor], said: Mapping
         axes[0][column].imshow(rgb(image), interpolation="nearest")
         for ax, (name, maps) in zip(axes[1:, column], heatmaps.items(), strict=True):
             if said[name][column] > 0.5:
-                ax.imshow(overlay(image, maps[column]), interpolation="nearest")
+                ax.imshow(heated(image, maps[column]), interpolation="nearest")
             else:
                 faint = image.float().mean(0).div(255).numpy()
                 ax.imshow(faint, interpolation="nearest", cmap="gray", vmin=-0.6, vmax=1.4)
@@ -246,178 +384,4 @@ def part_grid(values: Mapping[str, Mapping[str, tuple[float, float | None]]]) ->
     right.set_title("fall of the logit without the part")
     for ax in (left, right):
         ax.tick_params(axis="y", rotation=0)
-    return fig
-
-
-# ---- clips -----------------------------------------------------------------------------------------
-
-
-@styled
-def film_strip(
-    frames: Mapping[str, Frames],
-    maps: Mapping[str, Frames] | None = None,
-    *,
-    scores: Frames | None = None,
-    labels: Frames | None = None,
-    wave: NDArray[Any] | None = None,
-    shares: Mapping[str, Frames] | None = None,
-    shown: int = 10,
-) -> Figure:
-    """Crops of a clip in rows, with their heatmaps, over what was heard, said and true at the time.
-
-    Args:
-        frames: {row: grey (T, H, W)}, uint8 or in [0, 1].
-        maps: {row: heatmaps in [0, 1] of the same shape}; a row without them is shown as it is. The colours
-            of a row reach up to the largest value in the frames shown: a clip may peak between them.
-        scores: probability of speaking (T,).
-        labels: 0/1 (T,): the true speech is a shaded band.
-        wave: the sound track (N,) at 16 kHz.
-        shares: {modality: (T,)}, not negative: stacked areas, scaled to sum to 1 in each frame.
-        shown: how many frames, evenly spread.
-    """
-    maps, length = maps or {}, len(next(iter(frames.values())))
-    check_clip(frames, maps, {"scores": scores, "labels": labels, **(shares or {})})
-    shown = min(shown, length)
-    which = [int((i + 0.5) * length / shown) for i in range(shown)]
-    panels: dict[str, tuple[float, Callable[[Axes], None]]] = {}  # height in inches, and what draws it
-    if wave is not None:
-        panels["sound"] = 0.45, partial(_draw_sound, wave=wave[: length * RATE // FPS])
-    if scores is not None:
-        panels["p(speaking)"] = 0.8, partial(_draw_scores, scores=scores, labelled=labels is not None)
-    elif labels is not None and wave is None:
-        panels["truth"] = 0.3, partial(_draw_scores, scores=None, labelled=True)
-    if shares:
-        panels["share"] = 0.8, partial(_draw_shares, shares=shares)
-
-    heights = [tall for tall, _ in panels.values()]
-    fig, crops, below = _strip_axes(len(frames), heights, shown, legend=scores is not None or bool(shares))
-    for ax, (row, clip) in zip(crops, frames.items(), strict=True):
-        _draw_crops(ax, pixels(clip)[which], maps[row][which] if row in maps else None)
-        ax.set_ylabel(row, fontsize=8)
-    above: dict[str, Any] = {"transform": crops[0].transAxes, "ha": "center", "va": "bottom", "fontsize": 7}
-    for place, frame in enumerate(which):
-        crops[0].text((place + 0.5) / shown, 1.02, f"{frame / FPS:.2f} s", **above)
-    for ax, (name, (_, draw)) in zip(below, panels.items(), strict=True):
-        for start, stop in spans(labels) if labels is not None and name != "share" else ():
-            ax.axvspan(start / FPS, stop / FPS, color=TRUTH, alpha=0.2, linewidth=0)
-        draw(ax)
-        for frame in which:
-            ax.axvline((frame + 0.5) / FPS, color="#666666", linewidth=0.5, linestyle=":", zorder=0.5)
-        ax.grid(axis="x", visible=False)
-        ax.set_ylabel(name, fontsize=8)
-        ax.set_xlim(0, length / FPS)
-        ax.tick_params(labelsize=7, labelbottom=ax is below[-1], pad=1)
-    if panels:
-        below[-1].set_xlabel("seconds", fontsize=8, labelpad=1)
-    return fig
-
-
-def _strip_axes(
-    rows: int, heights: Sequence[float], shown: int, *, legend: bool
-) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A page laid out in inches, so that the crops are square and stand over their time."""
-    side, gap = min(8.0 / shown, 1.6), 0.07
-    left, right, top, bottom = 0.6, 1.1 if legend else 0.1, 0.2, 0.4 if heights else 0.05
-    tall = [side] * rows + list(heights)
-    width, height = left + side * shown + right, top + sum(tall) + gap * (len(tall) - 1) + bottom
-    fig = Figure(figsize=(width, height))
-    edges = {"left": left / width, "right": 1 - right / width}
-    edges |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap * len(tall) / sum(tall)}
-    axes = fig.subplots(len(tall), 1, squeeze=False, gridspec_kw={"height_ratios": tall, **edges})
-    return fig, list(axes[:rows, 0]), list(axes[rows:, 0])
-
-
-def _draw_crops(ax: Axes, crops: NDArray[np.uint8], maps: Frames | None) -> None:
-    """The crops (n, H, W) side by side, with a white line between them."""
-    between = max(2, crops.shape[2] // 28)
-    edges = [(0, 0), (between // 2, between - between // 2), (0, 0)]
-    if maps is None:
-        colours = np.repeat(crops[..., None], 3, axis=3)
-    else:
-        heat = pixels(maps) / max(1, int(pixels(maps).max()))
-        colours = np.stack([tint(crop, one) for crop, one in zip(crops, heat, strict=True)])
-    strip = np.concatenate([np.pad(one, edges, constant_values=255) for one in colours], axis=1)
-    ax.imshow(strip, interpolation="bilinear", aspect="auto")
-    hide_frame(ax)
-
-
-def _draw_sound(ax: Axes, wave: NDArray[Any]) -> None:
-    seconds = np.linspace(0, len(wave) / RATE, 600)
-    ax.fill_between(seconds, *envelope(wave, 600).T, color="#444444", linewidth=0.3)
-    ax.set(ylim=(-1.05, 1.05), yticks=[])
-
-
-def _draw_scores(ax: Axes, scores: Frames | None, labelled: bool) -> None:
-    if scores is not None:
-        values = np.asarray(scores, dtype=float)
-        ax.plot((np.arange(len(values)) + 0.5) / FPS, values, color=OURS, linewidth=1.4, label="model")
-    ax.axhline(0.5, color="#666666", linewidth=0.6, zorder=1)
-    ax.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
-    if labelled:
-        ax.fill_between([], [], color=TRUTH, alpha=0.2, linewidth=0, label="truth")
-        _legend_beside(ax)
-
-
-def _draw_shares(ax: Axes, shares: Mapping[str, Frames]) -> None:
-    values = np.array([np.asarray(share, dtype=float) for share in shares.values()])
-    if (values < 0).any():
-        raise ValueError("shares must not be negative: pass the size of the influence")
-    whole = values.sum(0)
-    parts = np.divide(values, whole, out=np.full_like(values, np.nan), where=whole > 0)
-    steps = np.concatenate([parts, parts[:, -1:]], axis=1)  # each frame lasts until the next
-    seconds = np.arange(steps.shape[1]) / FPS
-    colours = list(modality_colours(shares).values())
-    areas = ax.stackplot(seconds, steps, step="post", labels=list(shares), colors=colours, alpha=0.85)
-    for area, hatch in zip(areas, HATCHES, strict=False):
-        area.set(hatch=hatch, edgecolor="white", linewidth=0)
-    ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
-    _legend_beside(ax)
-
-
-def _legend_beside(ax: Axes) -> None:
-    look = {"fontsize": 7, "frameon": False, "borderpad": 0.2, "handlelength": 1.6}
-    ax.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), **look)
-
-
-@styled
-def modality_bars(
-    values: Mapping[str, Mapping[str, Interval]], *, ylabel: str = "share of the influence"
-) -> Figure:
-    """What each modality counts for in each condition: {condition: {modality: (mean, low, high)}}."""
-    names = list(next(iter(values.values())))
-    fig, axes = figure(1.0 + 1.25 * len(values), 2.6)
-    ax = axes[0][0]
-    width = 0.8 / len(names)
-    looks = zip(modality_colours(names).items(), HATCHES, strict=False)
-    for i, ((name, colour), hatch) in enumerate(looks):
-        places = np.arange(len(values)) + (i - (len(names) - 1) / 2) * width
-        mean, low, high = np.array([row[name] for row in values.values()]).T
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-        ax.bar(places, mean, 0.92 * width, label=name, **look)
-        ax.vlines(places, low, high, color="black", linewidth=1.2)
-    ax.set_xticks(range(len(values)), [condition.replace(" ", "\n", 1) for condition in values])
-    lowest = min(low for row in values.values() for _, low, _ in row.values())
-    ax.set(ylabel=ylabel, ylim=(0 if lowest >= 0 else None, None))
-    ax.grid(axis="x", visible=False)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return fig
-
-
-@styled
-def agreement_plot(values: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
-    """What gates say a modality is worth against what it is worth, a point a clip.
-
-    Args:
-        values: {panel: {modality: (influence, fall of the logit when it is muted)}}.
-    """
-    fig, axes = figure(2.6 * len(values) + 1.2, 2.6, 1, len(values), sharex=True, sharey=True)
-    for ax, (title, groups) in zip(axes[0], values.items(), strict=True):
-        ax.axhline(0, color="black", linewidth=0.6)
-        ax.axvline(0, color="black", linewidth=0.6)
-        looks = zip(modality_colours(groups).values(), "os^Dv", strict=False)
-        for (name, (said, true)), (colour, marker) in zip(groups.items(), looks, strict=False):
-            ax.plot(said, true, marker, color=colour, markersize=4, alpha=0.75, markeredgewidth=0, label=name)
-        ax.set(title=title, xlabel="influence of the modality")
-    axes[0][0].set_ylabel("fall of the logit when muted")
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return fig

@@ -2,7 +2,8 @@
 
 Localisation takes heatmaps (B, H, W), finite and ≥ 0, and masks bool (B, H, W), True on the object.
 Faithfulness takes ``predict``, any callable from images (B, C, H, W) to logits (B, K). Both give one value
-per image, (B,), whatever else is in the batch. Intervals are 95 % bootstrap intervals over such values.
+per image, (B,), whatever else is in the batch. Intervals are 95 % intervals over such values, by bootstrap,
+or over training runs, by Student's t.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from torch import Tensor
 
+from selib.forward import Task, check_task
 from selib.scores import last_of_run, ranked_precision
 
 Predict = Callable[[Tensor], Tensor]
@@ -143,10 +146,13 @@ def _mean_ranks(x: Tensor) -> Tensor:
 # ---- faithfulness ----------
 
 
-def _confidence(predict: Predict, images: Tensor, targets: Tensor) -> Tensor:
-    """The target's softmax probability, float32 (B,)."""
+def _confidence(predict: Predict, images: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """The target's probability, float32 (B,): softmax of classes, sigmoid of decisions of their own."""
+    check_task(task)
     with torch.no_grad():
-        return predict(images).float().softmax(1).gather(1, targets.to(images.device)[:, None])[:, 0]
+        logits = predict(images).float()
+    probabilities = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
+    return probabilities.gather(1, targets.to(images.device)[:, None])[:, 0]
 
 
 def _ranks(heatmaps: Tensor, images: Tensor) -> Tensor:
@@ -160,9 +166,18 @@ def _ranks(heatmaps: Tensor, images: Tensor) -> Tensor:
 
 
 def perturbation_curve(
-    predict: Predict, start: Tensor, end: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20
+    predict: Predict,
+    start: Tensor,
+    end: Tensor,
+    heatmaps: Tensor,
+    targets: Tensor,
+    steps: int = 20,
+    task: Task = "multiclass",
 ) -> tuple[Tensor, Tensor]:
     """The target's probability while ``start`` (B, C, H, W) turns into ``end``, the highest pixels first.
+
+    Args:
+        task: ``"multilabel"`` where every output is a decision of its own.
 
     Returns:
         the fraction of pixels exchanged (steps + 1,) from 0 to 1, and the probabilities (B, steps + 1).
@@ -175,26 +190,41 @@ def perturbation_curve(
     for part in torch.arange(len(start), device=start.device).split(max(1, BATCH // (steps + 1))):
         exchanged = ranks[part, None] < counts[:, None, None]  # (images, steps + 1, H, W)
         mixed = torch.where(exchanged[:, :, None], end[part, None], start[part, None]).flatten(0, 1)
-        found.append(_confidence(predict, mixed, targets.to(part.device)[part].repeat_interleave(steps + 1)))
+        asked = targets.to(part.device)[part].repeat_interleave(steps + 1)
+        found.append(_confidence(predict, mixed, asked, task))
     return counts / pixels, torch.cat(found).view(len(start), steps + 1)
 
 
-def deletion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+def deletion(
+    predict: Predict,
+    images: Tensor,
+    heatmaps: Tensor,
+    targets: Tensor,
+    steps: int = 20,
+    task: Task = "multiclass",
+) -> Tensor:
     """Area under the target's probability while the highest pixels are deleted; in [0, 1], lower is better.
 
     RISE (Petsiuk et al., 2018). A deleted pixel takes the image's mean colour.
     """
     mean = images.mean((2, 3), keepdim=True).expand_as(images)
-    fractions, curve = perturbation_curve(predict, images, mean, heatmaps, targets, steps=steps)
+    fractions, curve = perturbation_curve(predict, images, mean, heatmaps, targets, steps, task)
     return torch.trapezoid(curve, fractions, dim=1)
 
 
-def insertion(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+def insertion(
+    predict: Predict,
+    images: Tensor,
+    heatmaps: Tensor,
+    targets: Tensor,
+    steps: int = 20,
+    task: Task = "multiclass",
+) -> Tensor:
     """The same while the highest pixels are put into a blurred image; in [0, 1], higher is better.
 
     RISE (Petsiuk et al., 2018), with its Gaussian blur: σ = 5 pixels, cut off at ±5.
     """
-    fractions, curve = perturbation_curve(predict, blur(images), images, heatmaps, targets, steps=steps)
+    fractions, curve = perturbation_curve(predict, blur(images), images, heatmaps, targets, steps, task)
     return torch.trapezoid(curve, fractions, dim=1)
 
 
@@ -207,7 +237,9 @@ def blur(images: Tensor, sigma: float = 5.0, radius: int = 5) -> Tensor:
     return F.conv2d(x, weights.mT, groups=images.shape[1])
 
 
-def road(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor) -> Tensor:
+def road(
+    predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor, task: Task = "multiclass"
+) -> Tensor:
     """Remove and debias (Rong et al., 2022): (P without the lowest pixels - P without the highest) / 2.
 
     In [-½, ½], higher is better; the mean over 20, 40, 60 and 80 % of the pixels removed. They are imputed
@@ -220,7 +252,7 @@ def road(predict: Predict, images: Tensor, heatmaps: Tensor, targets: Tensor) ->
         count = round(fraction * pixels)
         for sign, removed in ((-1, ranks < count), (1, ranks >= pixels - count)):
             filled = torch.where(removed[:, None], impute(images, removed) + field, images)
-            total += sign * _confidence(predict, filled, targets)
+            total += sign * _confidence(predict, filled, targets, task)
     return total / 8
 
 
@@ -254,7 +286,7 @@ def impute(images: Tensor, removed: Tensor, *, tolerance: float = 1e-5, iteratio
     return images.where(hole == 0, x)
 
 
-# ---- intervals ----------
+# ---- intervals and tests ----------
 
 
 class Interval(NamedTuple):
@@ -309,3 +341,52 @@ def paired(a: ArrayLike, b: ArrayLike, *, resamples: int = 2000) -> Interval:
     if x.shape != y.shape:
         raise ValueError(f"paired values are of one shape, got {x.shape} and {y.shape}")
     return bootstrap(x - y, resamples=resamples)
+
+
+def t_interval(values: ArrayLike) -> Interval:
+    """Student's t interval of the mean of values (n,), one per training run.
+
+    Few runs need it: their spread is itself uncertain, which the bootstrap does not see.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
+        raise ValueError(f"a t interval needs at least two finite values (n,), got {x}")
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+
+
+def non_inferiority(interval: Interval, margin: float) -> str:
+    """What the interval of a gain says about a loss as large as ``margin``, which was fixed beforehand.
+
+    "non-inferior": such a loss is excluded. "harmed": there is a loss, and it may be that large. Else
+    "undecided".
+    """
+    if margin <= 0:
+        raise ValueError(f"margin={margin} must be positive: the largest loss that does not matter")
+    if interval.low > -margin:
+        return "non-inferior"
+    return "harmed" if interval.high < 0 else "undecided"
+
+
+def p_value(a: ArrayLike, b: ArrayLike, *, resamples: int = 9999) -> float:
+    """Two-sided p-value of mean(a - b) by sign flips (Fisher, 1935); runs (runs, n) are averaged first.
+
+    Not the t-test: differences of heatmap scores are skewed and full of ties, sometimes all equal. Exact
+    where the 2ⁿ flips are fewer than ``resamples``, else drawn from one seed, at least 1 / resamples.
+    """
+    x, y = (np.atleast_2d(np.asarray(side, dtype=np.float64)).mean(0) for side in (a, b))
+    if x.shape != y.shape or len(x) < 2 or not np.isfinite(x - y).all():
+        raise ValueError(f"a paired test needs at least two finite pairs, got {x.shape} and {y.shape}")
+    flips = {"permutation_type": "samples", "n_resamples": resamples, "batch": 1000, "rng": 0}
+    return float(stats.permutation_test((x - y,), np.mean, vectorized=True, **flips).pvalue)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's (1979) step-down adjusted p-values (n,): the k-th smallest times n - k + 1, never falling."""
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values are numbers (n,) in [0, 1], got {p}")
+    order = p.argsort(kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted

@@ -6,12 +6,16 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
+import selib
 from selib.attach import attach_se
 from selib.heatmap import normalize, resize
 from studies import baselines as b
+from studies import explainers
+from studies.networks import build as build_network
 
 TARGETS = torch.tensor([2, 0, 1, 2])
 
@@ -352,6 +356,78 @@ def test_an_attached_block_shows_f_inside_and_the_gated_map_at_its_site():
     inside = b.cams(model, block.features)
     # The gradient at F runs through the gates too, and is the same everywhere: Grad-CAM and HiResCAM are one.
     assert torch.allclose(inside["Grad-CAM"](x, TARGETS), inside["HiResCAM"](x, TARGETS), atol=1e-4)
+
+
+# ---- at F', what feeds the classifier ----------
+
+
+def gated_net() -> tuple[Net, Tensor]:
+    model, x = net(), images()
+    block = attach_se(model, x, reduction=2)
+    nn.init.ones_(block.fc1.bias)
+    nn.init.normal_(block.fc2.weight, std=3)
+    return model, x
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_four_cams_and_influence_are_one_map_after_the_gates(block: bool) -> None:
+    model, x = gated_net() if block else (net(), images())
+    assert explainers.last_map(model) == "body" and explainers.averages(model)
+    at_site = b.cams(model, explainers.last_map(model))
+    others = explainers.others_of(model)
+    assert list(others) == [
+        explainers.SAME_AS_CAM,
+        "Grad-CAM++",
+        "LayerCAM",
+        "Score-CAM",
+        "Ablation-CAM",
+        "Eigen-CAM",
+        "FEM",
+        "Integrated gradients",
+    ]
+    one = others[explainers.SAME_AS_CAM](x, TARGETS)
+    for name in explainers.COINCIDE:
+        assert torch.allclose(at_site[name](x, TARGETS), one, atol=1e-5), name
+    with torch.no_grad():
+        f, w = model.body(model.norm(model.stem(x))), model.fc.weight[TARGETS]
+        cam = (w[:, :, None, None] * f).sum(1)  # Zhou et al., 2016; the hook has gated F
+    assert torch.allclose(finish(cam, x), one, atol=1e-5)
+    if block:
+        influence = selib.explain(model, x).heatmap("influence", TARGETS)
+        assert torch.allclose(influence, one, atol=1e-5)
+        before = b.cams(model, model.selib_se.features)["Grad-CAM"](x, TARGETS)
+        assert not torch.allclose(before, one, atol=0.01)  # at F the gradient runs through the gates
+        assert torch.equal(b.rivals(model)["Grad-CAM"](x, TARGETS), one)
+
+
+def test_controls_do_not_know_the_gates() -> None:
+    model, x = gated_net()
+    block = model.selib_se
+    with block.override(lambda s: torch.ones_like(s) / block.gain):
+        plain = finish(features(model, x).mean(1), x)
+    name = "mean of channels"
+    for found in (explainers.controls_of(model, 0), b.rivals(model)):
+        assert torch.allclose(found[name](x, TARGETS), plain, atol=1e-5)
+    assert not torch.allclose(selib.explain(model, x).heatmap("gate"), plain, atol=0.01)
+
+
+def test_where_the_head_is_not_linear_every_cam_has_its_row() -> None:
+    model = net()
+    model.fc = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert not explainers.averages(model)
+    assert {*explainers.COINCIDE} <= explainers.others_of(model).keys()
+    model.fc = nn.Linear(5, 3)
+    block = attach_se(model, images(), per_target=True)
+    nn.init.normal_(block.fc1.weight)
+    for p in block.fc2.parameters():
+        nn.init.normal_(p)
+    assert not explainers.averages(model)  # each target has gates of its own: no one map feeds them all
+
+
+def test_the_last_map_of_networks_without_a_block() -> None:
+    lite = timm.create_model("tf_efficientnet_lite0", num_classes=3).eval()
+    assert explainers.last_map(lite) == "bn2" and explainers.averages(lite)
+    assert explainers.last_map(build_network("small_resnet", 10)) == "stages"
 
 
 # ---- controls ----------

@@ -162,6 +162,14 @@ def test_a_set_without_truth_can_be_scored_on_faithfulness():
     assert list(found.values["bright"]) == ["deletion"]
 
 
+def test_the_task_reaches_the_faithfulness_measures():
+    data, model = Squares(), Compare()
+    found = run(model, data, {"bright": bright}, TEST, metrics=["deletion"], task="multilabel")
+    images, targets = data.images[TEST], data.targets[TEST]
+    expected = m.deletion(model, images, bright(images, targets), targets, task="multilabel")
+    assert found.cell("bright", "deletion") == pytest.approx(expected.numpy(), abs=1e-6)
+
+
 def test_the_model_is_asked_in_evaluation_mode_and_left_in_its_own():
     model = Compare().train()
     run(model, Squares(), {"bright": bright}, TEST, metrics=["insertion", "road"])
@@ -195,12 +203,13 @@ def test_images_are_asked_for_in_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["energie"]}, "energie.*choose from pointing"),
+        ({"metrics": ["energie"]}, "energie.*choose from ap"),
         ({"threshold_indices": []}, "threshold_indices"),
         ({"threshold_indices": [3, 4]}, "threshold_indices=…, images that are not in indices"),
         ({"limits": {"bright": 1}}, "two images"),
         ({"indices": [5]}, "two images"),
         ({"faithfulness_images": 1}, "two images"),
+        ({"task": "regression"}, "task='regression' is unknown"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -212,7 +221,7 @@ def test_bad_arguments_are_named(options, message):
 def test_asking_for_what_was_not_measured_lists_what_was(scores):
     with pytest.raises(ValueError, match="'grad-cam'.*bright, dark, soft"):
         scores.cell("grad-cam", "energy")
-    with pytest.raises(ValueError, match="'f1'.*pointing"):
+    with pytest.raises(ValueError, match="'f1'.*ap, pointing"):
         scores.cell("dark", "f1")
 
 

@@ -19,11 +19,32 @@ def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
         fig = figures.heatmap_grid(
             images, {"a": torch.zeros(samples, 8, 8)}, boxes=boxes, titles=["t"] * samples
         )
-        assert all(len(ax.patches) == 1 for ax in fig.axes)  # the box on every picture
+        *pictures, bar = fig.axes
+        assert all(len(ax.patches) == 1 for ax in pictures)  # the box on every picture
+        assert bar.get_ylabel() == "heat of each map"
         return fig.axes[0].get_subplotspec().get_gridspec().get_geometry()
 
     assert shape(2) == (2, 2)
     assert shape(5) == (2, 5)
+
+
+def test_a_map_is_as_opaque_as_it_is_hot_over_a_grey_picture() -> None:
+    image = torch.tensor([30, 60, 90], dtype=torch.uint8)[:, None, None].expand(3, 1, 2)
+    cold, hot = figures.heated(image, torch.tensor([[0.0, 1.0]]))[0].astype(float)
+    assert cold.tolist() == [60] * 3
+    assert hot == pytest.approx(0.25 * 60 + 0.75 * plot.coloured(np.ones(1))[0], abs=1)
+
+
+def test_notes_stand_in_their_tiles_and_long_titles_are_wrapped() -> None:
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    name = "CAM = Grad-CAM = HiResCAM = XGrad-CAM, and more, and more than fits above one tile"
+    fig = figures.heatmap_grid(
+        images, {name: torch.zeros(2, 8, 8)}, titles=["a", "b"], notes={name: ["AP .71", "AP .20"]}
+    )
+    assert [[t.get_text() for t in ax.texts] for ax in fig.axes[:4]] == [[], ["AP .71"], [], ["AP .20"]]
+    title = fig.axes[1].get_title().split("\n")
+    assert len(title) == 3 and title[-1].endswith("…") and max(map(len, title)) <= 18
+    assert figures.fitted("two\nlines", 1.2) == "two\nlines"
 
 
 def test_a_contact_sheet_shows_every_image_once() -> None:
@@ -42,6 +63,55 @@ def test_a_rank_plot_puts_the_best_on_top() -> None:
     labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in fig.axes]
     assert labels == [["b", "a"], ["a", "b"]]
     assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
+
+
+def test_differences_are_sorted_coloured_and_counted() -> None:
+    gains = {
+        "AP": {"a": ((0.1, 0.0, 0.2), 400), "b": ((0.3, 0.2, 0.4), 40), "c": ((-0.1, -0.2, 0.0), 400)},
+        "ROAD": {"a": ((0.5, 0.4, 0.6), 400), "b": ((0.2, 0.1, 0.3), 20), "c": ((0.0, 0.0, 0.0), 400)},
+    }
+    fig = figures.difference_plot(gains, ours=["a"], controls=["c"])
+    left, right = fig.axes
+    labels = [tick.get_text() for tick in left.get_yticklabels()]
+    assert labels == ["b (n = 40, 20)", "a (n = 400)", "c (n = 400)"] and left.yaxis_inverted()
+    zero, *drawn = left.lines
+    assert zero.get_xdata() == [0, 0]
+    assert [line.get_color() for line in drawn[0:6:2]] == [plot.OTHERS, plot.OURS, plot.CONTROLS]
+    assert list(drawn[0].get_xdata()) == [0.2, 0.4] and list(right.lines[1].get_xdata()) == [0.1, 0.3]
+
+
+def test_the_papers_cut_is_drawn_even_beyond_one() -> None:
+    saturated = torch.full((5, 10), 0.99)
+    saturated[:, 0] = 0.0
+    fig = figures.gate_histogram({"open": saturated, "even": torch.linspace(0, 1, 11).expand(3, 11)})
+    for ax, row in zip(fig.axes, (saturated[0], torch.linspace(0, 1, 11)), strict=True):
+        cut = float(row.mean() + 1.2816 * row.std())
+        assert ax.lines[0].get_xdata() == pytest.approx([cut, cut]) and ax.get_xlim()[1] >= cut
+        assert ax.get_yscale() == "log"
+    assert fig.axes[0].get_xlim()[1] > 1 and "(n = 5)" in fig.axes[0].get_title()
+    assert "90 % of gates" in fig.axes[0].get_title()
+
+
+def test_a_strip_of_channels_outlines_the_object_on_every_tile() -> None:
+    image, maps = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.rand(3, 2, 2)
+    fig = figures.channel_strip(image, maps, list("abc"), box=torch.tensor([1, 1, 5, 5]))
+    assert [len(ax.patches) for ax in fig.axes] == [1] * 4
+    assert fig.axes[1].images[0].get_extent() == [-0.5, 7.5, 7.5, -0.5]  # over the image
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:5, 2:5] = True
+    outlined = figures.channel_strip(image, maps, list("abc"), mask=mask)
+    assert [len(ax.collections) for ax in outlined.axes] == [1] * 4
+    assert not any(ax.patches for ax in figures.channel_strip(image, maps, list("abc")).axes)
+
+
+def test_the_frontier_has_a_point_for_each_sparsity() -> None:
+    points = {"λ = 0": ((0.0, -0.1, 0.1), 0.4, 0.9), "λ = 1": ((-0.5, -0.7, -0.3), 0.99, 0.1)}
+    (ax,) = figures.frontier_plot({"net": points}).axes
+    drawn = {line.get_label(): line for line in ax.lines}
+    only, without = drawn["top decile only"], drawn["without it"]
+    assert list(only.get_xdata()) == [0, -0.5] and list(only.get_ydata()) == [0.4, 0.99]
+    assert list(without.get_ydata()) == [0.9, 0.1]
+    assert [t.get_text() for t in ax.texts] == list(points)
 
 
 def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: closed forms, coverage, scipy, and what pairing buys."""
+"""Intervals and tests: closed forms, coverage, scipy, and what pairing buys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from studies.metrics import Interval, bootstrap, paired, percentile
+from studies.metrics import (
+    Interval,
+    bootstrap,
+    holm,
+    non_inferiority,
+    p_value,
+    paired,
+    percentile,
+    t_interval,
+)
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:
@@ -99,3 +108,67 @@ def test_bad_arguments_are_named() -> None:
         bootstrap([0, 1], resamples=0)
     with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(2,\)"):
         paired([1, 2, 3], [1, 2])
+
+
+# ---- over training runs ----------
+
+
+def test_the_t_interval_by_hand() -> None:
+    # mean 2, s = 1, t(0.975; 2) = 4.3027: half = 4.3027 / √3
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    for bad in ([1.0], [1.0, np.nan], np.zeros((2, 2))):
+        with pytest.raises(ValueError, match="at least two finite values"):
+            t_interval(bad)
+
+
+def test_95_of_100_t_intervals_of_five_runs_hold_the_truth() -> None:
+    found = [t_interval(normal(5, seed)) for seed in range(1000)]
+    assert 0.935 <= np.mean([i.low <= 0 <= i.high for i in found]) <= 0.965
+
+
+def test_the_margin_decides_what_is_harm() -> None:
+    assert non_inferiority(Interval(0, -0.4, 0.4), 0.5) == "non-inferior"
+    assert non_inferiority(Interval(-0.3, -0.4, -0.2), 0.5) == "non-inferior"  # a loss that does not matter
+    assert non_inferiority(Interval(-0.3, -0.5, -0.1), 0.5) == "harmed"
+    assert non_inferiority(Interval(-0.2, -0.6, 0.2), 0.5) == "undecided"
+    with pytest.raises(ValueError, match="must be positive"):
+        non_inferiority(Interval(0, 0, 0), 0)
+
+
+# ---- p-values ----------
+
+
+def test_the_p_value_counts_sign_flips() -> None:
+    # of the 16 flips of four equal differences two are as far from 0: all plus, all minus
+    assert p_value([1.0, 1, 1, 1], np.zeros(4)) == 2 / 16
+    assert p_value([1.0, 2, 3], [1.0, 2, 3]) == 1
+    # |±1 ±2| ≥ |2 - 1|: all four
+    assert p_value([2.0, 0], [0, 1.0]) == 1
+    assert p_value([[2.0, 0], [0, 2.0]], np.zeros((2, 2))) == p_value([1.0, 1], [0.0, 0])
+
+
+def test_the_p_value_is_the_t_tests_where_differences_are_normal() -> None:
+    a, b = normal(200) + 0.15, normal(200, 1)
+    assert p_value(a, b) == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue, abs=0.01)
+    assert p_value(a, b) == p_value(b, a) == p_value(a, b)
+    with pytest.raises(ValueError, match="two finite pairs"):
+        p_value([1.0, np.nan], [0, 0])
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, and never falling: .04 .06 .06 .06
+    assert holm([0.03, 0.01, 0.04, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]).tolist() == [1, 1]
+    assert holm([]).tolist() == []
+    for bad in ([0.1, 1.2], [np.nan]):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            holm(bad)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_between_the_p_values_and_bonferronis(p_values: list[float]) -> None:
+    p, found = np.array(p_values), holm(p_values)
+    assert (found >= p).all() and (found <= np.minimum(1, p * len(p)) + 1e-12).all()
+    assert found[p.argmin()] == min(1, p.min() * len(p))  # Bonferroni's for the smallest
+    assert (np.diff(found[p.argsort(kind="stable")]) >= 0).all()

@@ -328,6 +328,29 @@ def test_road_ranks_the_right_map_above_the_wrong_one_and_is_seeded():
     assert torch.equal(m.road(region_sum, images[1:], right[1:], targets[1:]), best[1:])
 
 
+def test_decisions_of_their_own_are_asked_by_sigmoid():
+    images, heat = torch.zeros(1, 3, 8, 8), REGION.float().expand(1, 8, 8)
+    images[:, 0, REGION] = 4.0
+
+    def predict(x: Tensor) -> Tensor:
+        score = x[:, 0, REGION].mean(1)
+        return torch.stack([score, score + 5], 1)  # the other output never lets go of softmax
+
+    target = torch.tensor([0])
+    _, curve = m.perturbation_curve(
+        predict, images, torch.zeros_like(images), heat, target, 1, task="multilabel"
+    )
+    assert curve[0].tolist() == pytest.approx([sigmoid(4), 0.5])
+    assert m.road(predict, images, heat, target, task="multilabel").item() == pytest.approx(
+        (sigmoid(4) - 0.5) / 2, abs=0.01
+    )
+    for measure in (m.deletion, m.insertion, m.road):
+        one = measure(predict, images, heat, target)
+        assert one.item() < 0.05 and measure(predict, images, heat, target, task="multilabel") > 0.2
+        with pytest.raises(ValueError, match="task='sigmoid' is unknown"):
+            measure(predict, images, heat, target, task="sigmoid")
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_faithfulness_has_its_range_and_does_not_know_batch_mates(seed):
