@@ -22,6 +22,7 @@ from studies.twins.apart import in_parts
 Size = tuple[int, int]  # height, width
 Listing = Sequence[tuple[str, int, int]]  # path below the root, bytes, modification time in ns
 Produce = Callable[[int, int], tuple[np.ndarray, list[str]]]
+Fit = Callable[[Image.Image, Size], np.ndarray]  # brings an image to a size, uint8 (C, H, W)
 
 
 def shown(names: Sequence[str]) -> str:
@@ -58,12 +59,14 @@ def fit(image: Image.Image, size: Size) -> np.ndarray:
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def decode(file: Path, native: Size | None, size: Size | None, mode: str = "RGB") -> np.ndarray:
+def decode(
+    file: Path, native: Size | None, size: Size | None, mode: str = "RGB", fit: Fit = fit
+) -> np.ndarray:
     """One JPEG or PNG file as uint8 (C, H, W).
 
-    native: the size that it must have; size: the size to bring it to; mode: Pillow's, "P" for the numbers
-    of a label map. Raises ValueError with the reason, but not the name, when the file is damaged or has
-    another size.
+    native: the size that it must have; size: the size to bring it to, by `fit`; mode: Pillow's, "P" for the
+    numbers of a label map. Raises ValueError with the reason, but not the name, when the file is damaged or
+    has another size.
     """
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as opened:
@@ -81,28 +84,32 @@ def decoded(
     key: str,
     files: Listing,
     remedy: str,
-    native: Size,
+    native: Size | None,
     size: Size | None = None,
     mode: str = "RGB",
+    fit: Fit = fit,
 ) -> np.ndarray:
     """All images of a listing as uint8 (N, C, H, W), decoded once, then memory-mapped; see `decode`.
 
-    Raises ValueError that names the first damaged files, says how many there are, and ends with the remedy.
+    native or size must be given. Raises ValueError that names the first damaged files, says how many there
+    are, and ends with the remedy.
     """
-    height, width = size or native
+    given = size or native
+    assert given is not None
+    height, width = given
     shape = (len(files), len(mode), height, width)
 
     def produce(start: int, stop: int) -> tuple[np.ndarray, list[str]]:
         out, bad = np.zeros((stop - start, *shape[1:]), np.uint8), []
         for row, (path, _, _) in enumerate(files[start:stop]):
             try:
-                out[row] = decode(root / path, native, size, mode)
+                out[row] = decode(root / path, native, size, mode, fit)
             except ValueError as error:
                 bad.append(f"{path} ({error})")
         return out, bad
 
     # Pillow opens files under the interpreter lock: a second thread makes 32x32 images 1.4 times slower
-    threads = 1 if max(native) <= 64 else cores()
+    threads = 1 if native and max(native) <= 64 else cores()
     return cached(root, f"{key}-{height}x{width}", digest(files), shape, produce, remedy, threads=threads)
 
 

@@ -7,12 +7,15 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from studies.data import faces, objects, speakers
+from studies.data import faces, objects, photos, speakers
 from studies.data.ava import prepare
 from studies.data.cache import forget
-from studies.data.objects import FACES, SPEAKERS, data_root, find
+from studies.data.imageset import ImageSet
+from studies.data.objects import FACES, PHOTOS, SPEAKERS, WEIGHTS, data_root, find
 from studies.data.speaker_twin import write_speakers
 from studies.data.talknet import FOLDERS
 from studies.twins import faces as synth_faces
@@ -48,6 +51,9 @@ ABOUT = {
     "celeba": ("162,770 + 19,867 + 19,962 images of 178x218", RESEARCH, faces.ADDRESS),
     "ava-asd": ("39,000 face tracks", "annotations CC BY 4.0", speakers.AVA_ADDRESS),
     "wasd": ("30 hours of 164 videos", "no licence stated", speakers.WASD_ADDRESS),
+    "imagenet-sample": ("photographs of ImageNet's classes", RESEARCH, "https://image-net.org"),
+    "oxford-pets": ("cats and dogs, masks", "CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets"),
+    "weights": ("published networks", "BSD-2, MIT", "data/README.md"),
 }
 PARTIAL = ".selib-partial"  # our folder in the data root for downloads that have not arrived whole
 
@@ -62,7 +68,7 @@ def list_sets(root: str | Path | None = None) -> list[str]:
     for name, (held, terms, source) in about.items():
         absent = "on demand" if name in TWINS else "absent"
         state = "here" if find(name, data_root(root)) else absent
-        lines.append(f"{name:14}  {state:9}  {held:43}  {source}  ({terms})")
+        lines.append(f"{name:15}  {state:9}  {held:43}  {source}  ({terms})")
     return lines
 
 
@@ -79,6 +85,8 @@ def get(name: str, root: str | Path | None = None) -> Path:
     if name in SPEAKERS:
         raise ValueError(f"{name} is not fetched from one address: {speakers.missing(name, base)}")
     place = find(name, base)
+    if place is None and name in PHOTOS + WEIGHTS:
+        raise ValueError(f"{name} is not fetched from one address: {photos.missing(name, base)}")
     if place is not None and (name != "celeba" or all((place / file).exists() for file in faces.NEEDED)):
         return place
     if name == "celeba":
@@ -208,6 +216,11 @@ def check(name: str, root: str | Path | None = None) -> str:
     forget(base, name)  # a damaged file can keep its size and time
     if name in SPEAKERS:
         return "\n".join([f"{name}: {place}", *_check_speakers(name, place, base)])
+    if name in WEIGHTS:
+        return "\n".join([f"{name}: {place}", *_check_weights(place, base)])
+    if name in PHOTOS:
+        read_photos = photos.pets if name == "oxford-pets" else photos.imagenet_sample
+        return f"{name}: {place}\n{_summary(read_photos(root=base))}"
     lines = [f"{name}: {place}"]
     read = faces.load_faces if name in FACES else objects.load
     for split in WHOLE[name] if name in WHOLE else TWINS[name][0]:
@@ -216,10 +229,31 @@ def check(name: str, root: str | Path | None = None) -> str:
         if name in WHOLE and len(data) != each * WHOLE[name][split]:
             few = f"{split} has {len(data):,} images, not {each * WHOLE[name][split]:,}"
             raise ValueError(f"{place}: {few}: it is not the whole set")
-        kinds = f"{len(data.classes)} {'attributes' if data.multilabel else 'classes'}"
-        held = f"{len(data):,} images of {data.size[1]}x{data.size[0]}, {kinds}"
-        lines.append(f"  {split}: {held}, {data.annotation or 'no boxes'}, fingerprint {data.fingerprint}")
+        lines.append(_summary(data))
     return "\n".join(lines)
+
+
+def _summary(data: ImageSet) -> str:
+    kinds = f"{len(data.classes)} {'attributes' if data.multilabel else 'classes'}"
+    held = f"{len(data):,} images of {data.size[1]}x{data.size[0]}, {kinds}"
+    return f"  {data.split}: {held}, {data.annotation or 'no boxes'}, fingerprint {data.fingerprint}"
+
+
+def _check_weights(place: Path | None, base: Path) -> list[str]:
+    """Read every tensor of the files of weights."""
+    files = sorted(place.glob("*.safetensors")) if place else []
+    if not files:
+        raise FileNotFoundError(photos.missing("weights", base))
+    lines = []
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                source = (opened.metadata() or {}).get("source", "no source named")
+            numbers = sum(tensor.numel() for tensor in load_file(file).values())
+        except SafetensorError as error:
+            raise ValueError(f"{file}: {error}; {objects.AGAIN}") from None
+        lines.append(f"  {file.name}: {numbers:,} numbers, {source}")
+    return lines
 
 
 def _check_speakers(name: str, place: Path | None, base: Path) -> list[str]:

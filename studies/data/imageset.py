@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,6 +35,35 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         crop = padded[row, :, top : top + height, left : left + width]
         out[row] = crop[:, :, ::-1] if flip else crop
     return torch.from_numpy(out)
+
+
+class Enlarged:
+    """Square images (N, 3, s, s) or masks (N, s, s), read at side x side: each is resized when it is indexed.
+
+    It takes a tensor's place in an `ImageSet`, where all images at once would fill the memory. uint8 images
+    are resized bicubically; of bool masks a pixel takes what lies at its centre.
+    """
+
+    def __init__(self, source: Tensor, side: int) -> None:
+        self.source, self.side = source, side
+        self.dtype, self.ndim, self.shape = source.dtype, source.ndim, (*source.shape[:-2], side, side)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: int | Tensor | slice | list[int]) -> Tensor:
+        small, side = self.source[rows], self.side
+        if self.dtype == torch.bool:
+            # in whole numbers: floating point would put centres that lie on an edge on either side of it
+            at = (2 * torch.arange(side) + 1) * small.shape[-1] // (2 * side)
+            return small[..., at[:, None], at]
+        planes = small.reshape(small.shape[:-2].numel(), 1, *small.shape[-2:])
+        large = F.interpolate(planes, (side, side), mode="bicubic", antialias=True)  # as Pillow does it
+        return large.view(*small.shape[:-2], side, side)
+
+    def chosen(self, rows: Tensor | slice) -> Enlarged:
+        """The same of some rows; nothing is resized yet."""
+        return Enlarged(self.source[rows], self.side)
 
 
 @dataclass(eq=False, repr=False)
@@ -99,8 +129,8 @@ class ImageSet(Dataset):
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 over image bytes and targets."""
         digest = hashlib.sha256()
-        for start in range(0, len(self), 4096):
-            digest.update(self.images[start : start + 4096].contiguous().numpy().data)
+        for start in range(0, len(self), 512):
+            digest.update(self.images[start : start + 512].contiguous().numpy().data)
         digest.update(self.targets.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
@@ -145,7 +175,9 @@ class ImageSet(Dataset):
     def _chosen(self, rows: Tensor | slice) -> dict[str, Any]:
         """What `subset` replaces: every field that holds a value for each image, which all tensors do."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        views = {name: value.chosen(rows) for name, value in values.items() if isinstance(value, Enlarged)}
+        return tensors | views
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Training images uint8 (B, 3, H, W), each changed at random: see `augment`."""

@@ -23,6 +23,8 @@ SPLITS = ("train", "val")
 NAMES = ("cifar10", "tiny-imagenet", "synth-objects")
 FACES = ("celeba", "synth-faces")  # read by `studies.data.load_faces`
 SPEAKERS = ("ava-asd", "wasd", "synth-speakers")  # read by `studies.data.load_speakers`
+PHOTOS = ("imagenet-sample", "oxford-pets")  # read by `studies.data.photos`
+WEIGHTS = ("weights",)  # read by `studies.networks`
 # of CIFAR the lossless binary version goes before a tree of JPEGs
 FOLDERS = {"cifar10": ("cifar-10-batches-bin", "cifar10"), "tiny-imagenet": ("tiny-imagenet-200",)}
 PICKLED = "cifar-10-batches-py"
@@ -38,8 +40,9 @@ def data_root(root: str | Path | None = None) -> Path:
 
 def find(name: str, root: Path) -> Path | None:
     """The folder that holds a set, or None. Raises ValueError for an unknown name."""
-    if name not in NAMES + FACES + SPEAKERS:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(NAMES + FACES + SPEAKERS)}")
+    known = NAMES + FACES + SPEAKERS + PHOTOS + WEIGHTS
+    if name not in known:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(known)}")
     folders = [root / folder for folder in FOLDERS.get(name, (name,))]
     return next((folder for folder in folders if folder.is_dir()), None)
 
@@ -68,9 +71,10 @@ def load(
     Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an
     argument is out of range.
     """
-    for others, reader in ((FACES, "load_faces"), (SPEAKERS, "load_speakers")):
+    readers = {"data.load_faces": FACES, "data.load_speakers": SPEAKERS}
+    for reader, others in {**readers, "data.photos": PHOTOS, "networks": WEIGHTS}.items():
         if name in others:
-            raise ValueError(f"{name} does not hold objects: studies.data.{reader} reads it")
+            raise ValueError(f"{name} does not hold objects: studies.{reader} reads it")
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'val', not {split!r}")
     if limit is not None and limit < 1:
