@@ -12,9 +12,9 @@ from selib.attach import detach_se as detach_se
 from selib.checkpoint import load_checkpoint as load_checkpoint
 from selib.checkpoint import load_weights as load_weights
 from selib.checkpoint import save_checkpoint as save_checkpoint
+from selib.explainer import SEExplainer as SEExplainer
+from selib.explainer import explain as explain
 from selib.explanation import Explanation as Explanation
-from selib.explanation import SEExplainer as SEExplainer
-from selib.explanation import explain as explain
 from selib.features import FeatureCache as FeatureCache
 from selib.features import cache_features as cache_features
 from selib.features import channel_test as channel_test
@@ -23,6 +23,7 @@ from selib.gates import fit_gates as fit_gates
 from selib.modalities import Modalities as Modalities
 from selib.native import native_se as native_se
 from selib.scores import attribute_scores as attribute_scores
+from selib.se import HeadSEBlock as HeadSEBlock
 from selib.se import SEBlock as SEBlock
 from selib.se import TargetSEBlock as TargetSEBlock
 from selib.select import All as All

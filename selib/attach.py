@@ -24,11 +24,22 @@ from selib.forward import (
     tensors,
 )
 from selib.layout import MapLayout, Space
-from selib.se import BLOCK, Layout, SEBlock, Start, TargetSEBlock, apply_block, apply_target_gates
+from selib.se import (
+    BLOCK,
+    Form,
+    HeadSEBlock,
+    Layout,
+    SEBlock,
+    Start,
+    TargetSEBlock,
+    apply_block,
+    apply_target_gates,
+)
 from selib.site import Site, a_copy, candidates, find_site, named_site
 
 ATTRIBUTE = "selib_se"  # the name of the block in the model, and so the prefix of its parameters
 PER_TARGET = "global average pooling + linear, with gates for each output: closed form"
+WIDEST = 256  # units of a bottleneck, unless the reduction is said: wider ones cost seconds and gain nothing
 HANDLE = "_selib_se_hook"  # a module whose output is gated carries its hook under this name
 
 
@@ -36,11 +47,12 @@ HANDLE = "_selib_se_hook"  # a module whose output is gated carries its hook und
 class BlockOptions:
     """How an SE block is made; see :func:`attach_se`."""
 
-    reduction: int = 16
+    reduction: int | None = 16  # None: a bottleneck of 256 units at most, and r = 4 where there are many
     start: Start = "identity"
     layout: Layout | None = None
     grid: Space | None = None
     per_target: bool = False
+    form: Form | None = "bottleneck"  # None: "head" where the head allows it
 
 
 @overload
@@ -54,6 +66,7 @@ def attach_se(
     layout: Layout | None = ...,
     grid: Space | None = ...,
     per_target: bool = ...,
+    form: Form = ...,
 ) -> SEBlock: ...
 @overload
 def attach_se(
@@ -66,6 +79,7 @@ def attach_se(
     layout: Layout | None = ...,
     grid: Space | None = ...,
     per_target: bool = ...,
+    form: Form = ...,
 ) -> dict[str, SEBlock]: ...
 def attach_se(
     model: nn.Module,
@@ -77,6 +91,7 @@ def attach_se(
     layout: Layout | None = None,
     grid: Space | None = None,
     per_target: bool = False,
+    form: Form = "bottleneck",
 ) -> SEBlock | dict[str, SEBlock]:
     """Attach an SE block before the classification layer, in place (Roxo et al., 2024, section 3).
 
@@ -95,15 +110,21 @@ def attach_se(
         grid: the spatial shape of a map of tokens (B, N, C), when it cannot be told.
         per_target: one SE vector for each of the K outputs (:class:`TargetSEBlock`), before a head that is
             global average pooling and one linear layer: gates (B, K, C), and so a map for each output.
+        form: ``"head"``: gates through the classifier (:class:`HeadSEBlock`), before the same kind of head.
 
     Returns:
         The block, or {stream name: block}.
 
     Raises:
         ValueError: no spatial map, several side by side, an unknown module, an example that does not fit,
-            blocks attached before, or ``per_target`` with another head or several streams.
+            blocks attached before, ``per_target`` or ``form="head"`` with another head or several streams, or
+            an argument that is unknown.
     """
-    options = BlockOptions(reduction, start, layout, grid, per_target)
+    options = BlockOptions(reduction, start, layout, grid, per_target, form)
+    if form not in ("bottleneck", "head"):
+        raise ValueError(f'form={form!r} is unknown: use "bottleneck" or "head"')
+    if per_target and form == "head":
+        raise ValueError('per_target=True has bottlenecks of its own: leave form="head" out')
     if not isinstance(at, Mapping):
         return attach_blocks(model, example, {"": at}, {"": options})[""]
     wrong = [name for name in at if not name or "." in name or hasattr(nn.ModuleDict, name)]
@@ -113,10 +134,9 @@ def attach_se(
         )
     if len(set(at.values())) < len(at):
         raise ValueError(f"at={dict(at)}: every stream needs a module of its own")
-    if per_target:
-        raise ValueError(
-            f"per_target=True with the streams at={dict(at)}: it needs one module, whose map is averaged"
-        )
+    if per_target or form == "head":
+        said = "per_target=True" if per_target else 'form="head"'
+        raise ValueError(f"{said} with the streams at={dict(at)}: it needs one module, whose map is averaged")
     return attach_blocks(model, example, at, dict.fromkeys(at, options))
 
 
@@ -133,35 +153,48 @@ def attach_blocks(
     if attached(model):
         raise ValueError("the model has an SE block already: call selib.detach_se(model) first")
     blocks: dict[str, SEBlock] = {}
-    block: SEBlock
-    averaged: nn.Linear | None = None
     with torch.random.fork_rng(devices=[]):  # attaching must not shift the user's random numbers
         sites = {
             stream: named_site(model, example, where) if where is not None else find_site(model, example)
             for stream, where in at.items()
         }
+        averaged = None
         for stream, site in sites.items():
-            chosen = options[stream]
-            found = _as_told(site, chosen)
-            shared: dict[str, Any] = {"start": chosen.start, "layout": found.layout, "grid": found.grid}
-            if chosen.per_target:
-                averaged, rectifies = _linear_head(model, example, site, found)
-                targets = averaged.out_features
-                block = TargetSEBlock(
-                    found.channels, targets, chosen.reduction, rectifies=rectifies, **shared
-                )
-            else:
-                block = SEBlock(found.channels, chosen.reduction, prefix=found.prefix, **shared)
-            blocks[stream] = block
-            block.site, block.stream = site.name, stream
-            block.frames, block.grid_from = site.frames, site.grid_from
+            blocks[stream], averaged = _block(model, example, site, options[stream])
+            blocks[stream].stream = stream
     for block in blocks.values():
         _hang(model, block)
-    if averaged is not None:
+    if averaged is not None and isinstance(blocks[""], TargetSEBlock):
         _hook(averaged, blocks[""], apply_target_gates)
     _home(model).add_module(ATTRIBUTE, blocks[""] if "" in blocks else nn.ModuleDict(blocks))
     _forget_compiled()
     return blocks
+
+
+def _block(
+    model: nn.Module, example: Inputs, site: Site, chosen: BlockOptions
+) -> tuple[SEBlock, nn.Linear | None]:
+    """The block for a site, and the linear layer of the head where the block is made for it."""
+    found = _as_told(site, chosen)
+    shared: dict[str, Any] = {"start": chosen.start, "layout": found.layout, "grid": found.grid}
+    head: tuple[nn.Linear, bool] | None = None
+    if chosen.per_target or chosen.form != "bottleneck":
+        try:
+            head = _linear_head(model, example, site, found)
+        except ValueError:
+            if chosen.per_target or chosen.form == "head":
+                raise
+    block: SEBlock
+    if head is None or (chosen.form is None and head[0].out_features < 2):
+        reduction = chosen.reduction or max(1, found.channels // WIDEST)
+        block = SEBlock(found.channels, reduction, prefix=found.prefix, **shared)
+    elif chosen.per_target:
+        outputs = head[0].out_features
+        block = TargetSEBlock(found.channels, outputs, chosen.reduction or 4, rectifies=head[1], **shared)
+    else:
+        block = HeadSEBlock(head[0], rectifies=head[1], **shared)
+    block.site, block.frames, block.grid_from = site.name, site.frames, site.grid_from
+    return block, head and head[0]
 
 
 def _as_told(site: Site, options: BlockOptions) -> MapLayout:
@@ -200,8 +233,8 @@ def _linear_head(model: nn.Module, example: Inputs, site: Site, layout: MapLayou
             if rectifies is not None and agrees(Linear(layer)(into.float()), logits):
                 return layer, rectifies
     raise ValueError(
-        f"per_target=True: what follows {site.name!r} is not global average pooling and linear: use "
-        "per_target=False, or name the averaged map with at="
+        f"what follows {site.name!r} is not global average pooling and linear: leave per_target=True or "
+        'form="head" out, or name the averaged map with at='
     )
 
 

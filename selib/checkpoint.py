@@ -23,7 +23,7 @@ from selib.atomic import replacing, write_text
 from selib.attach import BlockOptions, attach_blocks, attached
 from selib.forward import Task, bare, check_task, tensors
 from selib.pixels import sides
-from selib.se import TargetSEBlock
+from selib.se import HeadSEBlock, TargetSEBlock
 
 History = list[dict[str, float]]  # of training: a row for each epoch
 
@@ -116,7 +116,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, 
         noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
         example = model.example() if hasattr(model, "example") else noise
         places = {block["stream"]: block["at"] for block in meta["se"]}
-        attach_blocks(model, example, places, {block["stream"]: _options(block) for block in meta["se"]})
+        made = attach_blocks(model, example, places, {b["stream"]: _options(b) for b in meta["se"]})
+        for saved in meta["se"]:
+            block = made[saved["stream"]]
+            block.transparent, block.task = saved.get("transparent", False), saved.get("task", meta["task"])
     load_weights(model, path)
     return model.eval(), meta
 
@@ -144,6 +147,9 @@ def describe_blocks(model: nn.Module) -> list[dict[str, Any]]:
             "bottleneck": block.bottleneck,
             "channels": block.channels,
             "per_target": isinstance(block, TargetSEBlock),
+            "form": "head" if isinstance(block, HeadSEBlock) else "bottleneck",
+            "transparent": block.transparent,
+            "task": block.task,
         }
         for block in attached(model).values()
     ]
@@ -152,7 +158,8 @@ def describe_blocks(model: nn.Module) -> list[dict[str, Any]]:
 def _options(block: Mapping[str, Any]) -> BlockOptions:
     reduction = max(1, block["channels"] // block["bottleneck"])
     grid = tuple(block["grid"]) if block["grid"] else None
-    return BlockOptions(reduction, block["start"], block["layout"], grid, block["per_target"])
+    form = block.get("form", "bottleneck")  # files of version 0.1 had no other
+    return BlockOptions(reduction, block["start"], block["layout"], grid, block["per_target"], form)
 
 
 # ---- training runs: what decides how they end, and where they stand ----------

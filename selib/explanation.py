@@ -1,38 +1,24 @@
-"""Explain a prediction by the SE vector: one forward pass, no gradients."""
+"""What an SE vector says about a prediction: gates, influence, heatmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from selib import modalities
-from selib.forward import (
-    Gated,
-    Head,
-    Inputs,
-    attached,
-    bare,
-    call,
-    evaluating,
-    hooked,
-    logits_of,
-    tensors,
-    to_device,
-)
-from selib.heatmap import at_maxima, input_space, normalize, resize, spread, weighted_sum
-from selib.layout import Space, grid_of, input_spaces
+from selib.forward import Head, evaluating
+from selib.heatmap import at_maxima, normalize, resize, spread, weighted_sum
+from selib.layout import Space
 from selib.modalities import Modalities
-from selib.native import find_native
-from selib.se import SEBlock, TargetSEBlock, channels_first, scaled
+from selib.se import HeadSEBlock, channels_first, scaled
 from selib.select import NormalQuantile, Select
 
-Method = Literal["influence", "gate", "top-gate"]
-METHODS: tuple[Method, ...] = ("influence", "gate", "top-gate")
+Method = Literal["influence", "gate", "top-gate", "gated-influence"]
+METHODS: tuple[Method, ...] = ("influence", "gate", "top-gate", "gated-influence")
 Over = Literal["frame", "clip"]
 Target = int | Sequence[int] | Tensor | None
 
@@ -40,7 +26,10 @@ CHUNK = 2**24  # numbers of the maps that the head runs on at a time: 64 MB of f
 
 
 class Explanation:
-    """What one forward pass says about a batch. Made by :func:`explain`.
+    """What one forward pass says about a batch. Made by :func:`selib.explain`.
+
+    The network that is explained is the one that answered: with its gates where an SE block was trained with
+    it, without gates after ``fit_gates``, which leaves the network as it was.
 
     Of a model that answers once a frame, a target, the influence and the maps are each frame's own: (B, C)
     and (B, *space) stand for (B, C, T) and (B, T, h, w) then. The gates are the clip's.
@@ -69,7 +58,7 @@ class Explanation:
         self.input_size = input_size
         self.streams: dict[str, Explanation] = {}
         self._raw, self._head = raw, head
-        self._influence: dict[tuple[int, ...], Tensor] = {}  # by target
+        self._influence: dict[tuple[object, ...], Tensor] = {}  # by target, contrast and whether gated
 
     @property
     def predicted(self) -> Tensor:
@@ -83,6 +72,7 @@ class Explanation:
         method: Method = "influence",
         target: Target = None,
         *,
+        contrast: bool = False,
         select: Select | None = None,
         size: Sequence[int] | None = None,
         over: Over = "frame",
@@ -91,21 +81,24 @@ class Explanation:
 
         Args:
             method: ``"influence"``: the channels weighted by their effect on the target's logit; evidence
-                against the target is cut off at zero. ``"gate"``: weighted by their gates. ``"top-gate"``:
-                the paper, the mean of the maps whose gates stand out.
-            target: class index, one per sample or one for all; the predicted class by default. Only
-                "influence" depends on it, unless every target has gates of its own.
+                against the target is cut off at zero. ``"gated-influence"``: the same under the gates, where
+                the network answered without them. ``"gate"``: weighted by their gates. ``"top-gate"``: the
+                paper, the mean of the maps whose gates stand out.
+            target: class index, one per sample or one for all; the predicted class by default. The gates
+                depend on it where every target has gates of its own, and where the block's bottleneck is the
+                classifier: asked for a class, its gates are those of that class.
+            contrast: influence on the target's log-odds in place of its logit, see :meth:`influence`.
             select: which channels take part, by the method's own ranking; see :mod:`selib.select`.
             over: with an answer a frame, "influence" on each frame's answer, or on that of the whole clip.
 
         Raises:
             ValueError: unknown method, target out of range, no spatial map, or a size that does not fit.
         """
-        raw = self.map(method, target, select, over=over)
+        raw = self.map(method, target, select, contrast=contrast, over=over)
         size = size if size is not None else self.input_size
         if size is None:
             raise ValueError("the inputs do not say which size the heatmap should have: pass size=")
-        return normalize(resize(raw.relu() if method == "influence" else raw, size))
+        return normalize(resize(raw.relu() if "influence" in method else raw, size))
 
     @torch.no_grad()
     def map(
@@ -114,13 +107,15 @@ class Explanation:
         target: Target = None,
         select: Select | None = None,
         *,
+        contrast: bool = False,
         over: Over = "frame",
     ) -> Tensor:
         """The heatmap before resizing and scaling: (B, *space), in units of the logit for "influence".
 
-        For "influence" and global average pooling + linear it is Σ_c w[k,c]·s[c]·F[c]: its mean over space is
-        the target's logit minus its bias. For another head each channel's influence is spread over space in
-        proportion to the channel's map, or put where its maximum stands if the head reads nothing else.
+        For "influence" and global average pooling + linear it is Σ_c w[k,c]·F'[c] (CAM, Zhou et al., 2016):
+        its mean over space is the target's logit minus its bias. For another head each channel's influence
+        is spread over space in proportion to the channel's map, or put where its maximum stands if the head
+        reads nothing else.
 
         With an answer a frame, each frame's influence is spread over that frame; it is interpolated where the
         map has another number of frames. With ``over="clip"`` it is the influence on the mean over the
@@ -134,13 +129,12 @@ class Explanation:
             raise ValueError(
                 "the SE block sits on a vector (B, C): there is no heatmap, only gates and influence" + where
             )
-        head, maps = self._head, self._read_maps(exact=method == "influence")
-        if method == "influence" and head.linear is not None:
-            weights = head.linear.weight[self._targets(target)] * head.gain * self.gates_of(target)
-            return weighted_sum(
-                maps, weights if select is None else weights * self.selected(method, target, select)
-            )
-        ranking = self.channel_weights(method, target)
+        exact = "influence" in method
+        head, maps = self._head, self._read_maps(exact=exact)
+        ranking = self.channel_weights(method, target, contrast=contrast)
+        if exact and head.linear is not None:
+            weights = self._weights(self._targets(target), contrast, gated=method == "gated-influence")
+            return weighted_sum(maps, weights if select is None else weights * select.mask(ranking))
         if over == "clip" and ranking.ndim == 3:
             ranking = ranking.mean(2)
         mask = self._chosen(ranking, method, select)
@@ -169,16 +163,31 @@ class Explanation:
     # ---- channels ----------
 
     def gates_of(self, target: Target = None) -> Tensor:
-        """The SE vector (B, C) of the target: the same for all, unless each target has its own."""
-        if self.gates.ndim == 2:
-            return self.gates
-        return self.gates[torch.arange(len(self.gates), device=self.gates.device), self._targets(target)]
+        """The SE vector (B, C), where it depends on the target that of the target."""
+        block = self._head.block
+        if target is not None and isinstance(block, HeadSEBlock):
+            with torch.no_grad():
+                asked = F.one_hot(self._targets(target), self.logits.shape[1])
+                return block.opened(block.evidence(block.squeeze(self._raw), asked.to(block.offset)))
+        return self._of_target(self.gates, target)
 
-    def channel_weights(self, method: Method = "influence", target: Target = None) -> Tensor:
+    def _of_target(self, values: Tensor, target: Target) -> Tensor:
+        """Values (B, C), or of (B, K, C) those of the target."""
+        if values.ndim == 2:
+            return values
+        return values[torch.arange(len(values), device=values.device), self._targets(target)]
+
+    def channel_weights(
+        self, method: Method = "influence", target: Target = None, *, contrast: bool = False
+    ) -> Tensor:
         """What a method ranks channels by: the influence, or the gates. (B, C)."""
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
-        return self.influence(target) if method == "influence" else self.gates_of(target)
+        if "influence" in method:
+            return self.influence(target, contrast=contrast, gated=method == "gated-influence")
+        if contrast:
+            raise ValueError(f'contrast=True belongs to "influence", not to method={method!r}')
+        return self.gates_of(target)
 
     def selected(
         self, method: Method = "influence", target: Target = None, select: Select | None = None
@@ -194,27 +203,52 @@ class Explanation:
         return rule.mask(weights.mT).mT if weights.ndim == 3 else rule.mask(weights)
 
     @torch.no_grad()
-    def influence(self, target: Target = None) -> Tensor:
-        """How much the target's logit falls when one gate is set to zero and the others stay: (B, C).
+    def influence(self, target: Target = None, *, contrast: bool = False, gated: bool = False) -> Tensor:
+        """How much the target's logit falls when one channel is set to zero and the others stay: (B, C).
 
-        Exact for any head. For global average pooling + linear it is w[k,c]·s[c]·mean(F[c]) and costs
-        nothing; any other head runs C times, without the network before it. A gate is zero for the whole
-        clip: (B, C, T) is the fall in each of its frames.
+        Exact for any head. For global average pooling + linear it is w[k,c]·mean(F'[c]) and costs nothing;
+        any other head runs C times, without the network before it. A channel is zero for the whole clip:
+        (B, C, T) is the fall in each of its frames.
+
+        Args:
+            contrast: of the target's log-odds log p_k/(1 - p_k). A logit is not identified: one vector added
+                to all rows of the classifier changes no prediction and every influence; the log-odds do not
+                know it. The weights w_k - Σ_{j≠k} p_j w_j/(1 - p_k) are its gradient; another head is run,
+                and the fall is exact. The same as the logit where outputs are decisions of their own.
+            gated: under the gates, where the network answered without them.
         """
         targets = self._targets(target)
-        key = tuple(targets.flatten().tolist())
+        key = *targets.flatten().tolist(), contrast, gated
         if key not in self._influence:
             head = self._head
             if head.linear is not None:
-                means = head.effective(self._scaled(self.gates_of(targets))).float().flatten(1)
-                self._influence[key] = head.linear.weight[targets] * means
+                means = head.effective(self._raw).float().flatten(1)
+                self._influence[key] = self._weights(targets, contrast, gated) * means
             else:
                 every = torch.eye(self.gates.shape[-1], dtype=torch.bool)
-                self._influence[key] = self._falls(every, targets)
+                self._influence[key] = self._falls(every, targets, contrast=contrast, gated=gated)
         return self._influence[key].clone()
 
-    def _falls(self, closed: Tensor, targets: Tensor) -> Tensor:
-        """The fall of each target's logit in n cases, in which the gates ``closed`` bool (n, C) are zero.
+    def _weights(self, targets: Tensor, contrast: bool, gated: bool) -> Tensor:
+        """What the mean of each map weighs in the target's logit, or log-odds, of a linear head: (B, C)."""
+        assert self._head.linear is not None
+        weight, scales = self._head.linear.weight, self._scales(gated)
+        own = weight[targets] * self._of_target(scales, targets)
+        if not (contrast and self._shares_one()):
+            return own
+        rest = _without(self.logits, targets).softmax(1)  # p_j / (1 - p_k)
+        if scales.ndim == 2:
+            return own - rest @ weight * scales
+        return own - torch.einsum("bk,kc,bkc->bc", rest, weight, scales)
+
+    def _shares_one(self) -> bool:
+        """Whether the outputs are classes, whose probabilities add up to one."""
+        return self.logits.shape[-1] > 1 and getattr(self._head.block, "task", "multiclass") == "multiclass"
+
+    def _falls(
+        self, closed: Tensor, targets: Tensor, *, contrast: bool = False, gated: bool = False
+    ) -> Tensor:
+        """The fall of each target's logit in n cases, in which the channels ``closed`` bool (n, C) are zero.
 
         Returns:
             (B, n), or (B, n, T) with an answer a frame.
@@ -224,7 +258,7 @@ class Explanation:
         found = []
         with evaluating(head.model):
             head.prepare()
-            maps = head.effective(self._scaled(self.gates_of(targets)))
+            maps = head.effective(self._scaled(self._of_target(self._scales(gated), targets)))
             for sample in range(len(maps)):
                 row, fallen = maps[sample : sample + 1], []
                 for part in kept.split(max(1, CHUNK // row.numel())):
@@ -232,7 +266,10 @@ class Explanation:
                     scales = torch.cat([torch.ones_like(part[:1]), part])
                     logits = head(scaled(row, scales, 1.0, head.layout), sample)
                     index = targets[sample].expand(len(scales), *targets.shape[1:])[..., None]
-                    base, *others = logits.gather(-1, index)[..., 0]
+                    score = logits.gather(-1, index)[..., 0]
+                    if contrast and self._shares_one():
+                        score = score - _without(logits, index[..., 0]).logsumexp(-1)
+                    base, *others = score
                     fallen.append(base - torch.stack(others))
                 found.append(torch.cat(fallen))
         return torch.stack(found)
@@ -247,11 +284,12 @@ class Explanation:
         """
         head = self._head
         new = gates(self.gates) if callable(gates) else gates.to(self.gates)
-        if self.gates.ndim == 3:
-            return head.per_target(self._raw, head.gain * new.expand_as(self.gates))
+        scales = head.gain * new.expand_as(self.gates)
+        if scales.ndim == 3:
+            return head.per_target(self._raw, scales)
         with evaluating(head.model):
             head.prepare()
-            rows = head.effective(self._scaled(new.expand_as(self.gates)))
+            rows = head.effective(self._scaled(scales))
             if head.shared:
                 return head(rows)
             return torch.cat([head(rows[i : i + 1], i) for i in range(len(rows))])
@@ -277,8 +315,12 @@ class Explanation:
             list(segments), member.to(self.gates.device), self.gates_of(targets), influence
         )
 
-    def _scaled(self, gates: Tensor) -> Tensor:
-        return scaled(self._raw, gates, self._head.gain, self._head.layout)
+    def _scales(self, gated: bool) -> Tensor:
+        """What F is multiplied with where the network answered, or under the gates: (B, C) or (B, K, C)."""
+        return self._head.gain * self.gates if gated else self._head.scales
+
+    def _scaled(self, scales: Tensor) -> Tensor:
+        return scaled(self._raw, scales, 1.0, self._head.layout)
 
     def _targets(self, target: Target) -> Tensor:
         """A target of each sample (B,), or of each frame (B, T)."""
@@ -299,152 +341,6 @@ class Explanation:
         return given if by_frame else given.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-# ---- explaining ----------
-
-_OTHER_HEAD = (
-    "the head is no longer the linear layer that the gates of each target were attached to: call "
-    "selib.detach_se(model), then attach them again"
-)
-
-
-def explain(model: nn.Module, inputs: Inputs) -> Explanation:
-    """Explain a batch with one forward pass and no gradients.
-
-    Args:
-        model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own, of
-            which the last one is read.
-        inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
-
-    Raises:
-        ValueError: the model has no SE block, does not return logits (B, K) or (B, T, K), or has another head
-            than its block was attached to.
-    """
-    with SEExplainer(model) as explainer:
-        return explainer(inputs)
-
-
-class SEExplainer:
-    """Explain many batches: ``with selib.SEExplainer(model) as explain: ex = explain(images)``.
-
-    The hooks live as long as the ``with`` block. Model mode, gradients, buffers and outputs are untouched.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = bare(model)
-        self._hooks = ExitStack()
-        self._places: dict[str, Gated] = {}
-        self._maps: dict[str, Tensor] = {}  # in the order in which the blocks run
-        self._gates: dict[str, Tensor] = {}
-        self._grids: dict[str, Space] = {}
-        self._last: tuple[nn.Linear, Tensor, Tensor] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.close()
-        self._places = {}
-
-    def __call__(self, inputs: Inputs) -> Explanation:
-        """One forward pass -> Explanation.
-
-        Raises:
-            ValueError: no SE block, or logits that are not (B, K) or (B, T, K).
-        """
-        place = next((p.device for p in self.model.parameters()), None)
-        if place is not None and place.type != "meta" and any(t.device != place for t in tensors(inputs)):
-            inputs = to_device(inputs, place)
-        with evaluating(self.model):
-            if not self._places:
-                self._watch(inputs)
-            self._last = None
-            self._maps.clear()
-            self._gates.clear()
-            output = call(self.model, inputs)
-            logits = logits_of(output, inputs)
-            last = self._last if logits.ndim == 2 else None
-            final = (last[0], last[1]) if last and (last[2] is logits or last[2] is output) else None
-            for name in self._places.keys() - self._maps.keys():
-                said = name or "of this model"
-                raise ValueError(f"the SE block {said} was not run: forward took another path than before")
-            found: dict[str, Explanation] = {}
-            for name in self._maps:  # in the order in which the blocks ran
-                before = [ex._head for ex in found.values()]
-                found[name] = self._explanation(name, inputs, logits, final, before)
-            self._maps.clear()
-            self._gates.clear()
-            self._last = None
-        ex = found[list(found)[-1]]
-        if list(found) != [""]:
-            ex.streams = {name: found[name] for name in self._places}
-        return ex
-
-    def _watch(self, inputs: Inputs) -> None:
-        """Set the hooks that read F and s off every block, and the last linear layer."""
-        blocks = attached(self.model)
-        for name, block in blocks.items():
-            site = self.model.get_submodule(block.site)
-            self._places[name] = Gated(block, block.vector, site, block.layout, block.prefix, block.gain)
-        if not blocks:
-            native = find_native(self.model, inputs)
-            if native is None:
-                raise ValueError(
-                    "the model has no SE block: call selib.attach_se(model, example) and train it, or "
-                    "selib.fit_gates(model, loader)"
-                )
-            module, gate = (self.model.get_submodule(name) for name in native)
-            self._places = {"": Gated(module, gate, module)}
-
-        def keep(store: dict[str, Any], name: str, read: Callable[..., Any]) -> Callable[..., None]:
-            return lambda module, args, output: store.__setitem__(name, read(args, output))
-
-        def linear(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
-            self._last = module, args[0], output
-
-        watched: list[tuple[nn.Module, Callable[..., Any]]] = []
-        for name, place in self._places.items():
-            watched.append((place.module, keep(self._maps, name, lambda args, output: args[0])))
-            watched.append((place.gate, keep(self._gates, name, lambda args, output: output)))
-        for name, block in blocks.items():
-            if block.grid_from:
-                shape = keep(self._grids, name, lambda args, output: tuple(output.shape[2:]))
-                watched.append((self.model.get_submodule(block.grid_from), shape))
-        watched += [(m, linear) for m in self.model.modules() if isinstance(m, nn.Linear)]
-        self._hooks.enter_context(hooked(*watched))
-
-    def _explanation(
-        self,
-        name: str,
-        inputs: Inputs,
-        logits: Tensor,
-        last: tuple[nn.Linear, Tensor] | None,
-        before: Sequence[Head],
-    ) -> Explanation:
-        place, raw = self._places[name], self._maps[name]
-        if name not in self._gates:  # those of each target are computed where the linear layer stood
-            raise ValueError(_OTHER_HEAD)
-        gates = self._gates[name] if isinstance(place.module, SEBlock) else self._gates[name].flatten(1)
-        head = Head(self.model, place, inputs, raw, logits, gates, last=last, before=before)
-        if isinstance(place.module, TargetSEBlock) and head.linear is None:
-            raise ValueError(_OTHER_HEAD)
-        grid = self._grid(name, raw, inputs)
-        axes = len(grid) if grid else raw.ndim - 2
-        own = inputs.get(name) if isinstance(inputs, Mapping) else None
-        for given in (own, inputs):  # the input that the stream is named after goes before the others
-            shown = [input_space(t.shape, axes, head.frames, head.time) for t in tensors(given)]
-            sizes = {space for space in shown if space}
-            if sizes:
-                break
-        return Explanation(logits, gates, raw, head, grid, sizes.pop() if len(sizes) == 1 else None)
-
-    def _grid(self, name: str, raw: Tensor, inputs: Inputs) -> Space | None:
-        """How the tokens of this input lie, which may differ from the example's."""
-        block = self._places[name].module
-        if not isinstance(block, SEBlock) or block.grid is None:
-            return None
-        if name in self._grids:
-            return self._grids[name]
-        count = raw.shape[2] if block.layout == "BC*" else raw.shape[1] - block.prefix
-        return grid_of(count, block.grid, input_spaces(t.shape for t in tensors(inputs)))
+def _without(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logits (…, K) in which that of the target (…) is minus infinity."""
+    return logits.scatter(-1, targets[..., None], -torch.inf)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from selib.explanation import SEExplainer
+from selib.explainer import SEExplainer
 from selib.forward import Head, Task, agrees, attached, check_task, decisions, evaluating
 from selib.se import SEBlock, TargetSEBlock, scaled
 from selib.select import Select, TopFraction
@@ -97,13 +96,8 @@ def only_block(model: nn.Module) -> SEBlock:
     return blocks[""]
 
 
-def cache_features(
-    model: nn.Module, loader: Iterable[Any], *, gated: bool = True, progress: bool = False
-) -> FeatureCache:
+def cache_features(model: nn.Module, loader: Iterable[Any], *, progress: bool = False) -> FeatureCache:
     """Run the model once over a loader of inputs or (inputs, labels), and keep what precedes the head.
-
-    Args:
-        gated: False holds the block at scale 1 meanwhile: the network that was there before ``fit_gates``.
 
     Raises:
         ValueError: an empty loader, several SE blocks, a head that reads more than the gated map, clips that
@@ -115,8 +109,7 @@ def cache_features(
     head: Head | None = None
     block = only_block(model)
     size = 0
-    as_it_was = nullcontext() if gated else block.override(lambda s: torch.ones_like(s) / block.gain)
-    with SEExplainer(model) as explainer, as_it_was:
+    with SEExplainer(model) as explainer:
         for batch in tqdm(loader, desc="features", disable=not progress, leave=False):
             inputs, labels = inputs_of(batch)
             ex = explainer(inputs)
@@ -131,7 +124,7 @@ def cache_features(
                 raise ValueError(
                     f"the feature maps exceed {CACHE_LIMIT / 2**30:.0f} GB: use a loader with fewer images"
                 )
-            found.append((maps, block.squeeze(ex._raw), _common(block.gain * ex.gates), ex.logits))
+            found.append((maps, block.squeeze(ex._raw), _common(ex._head.scales), ex.logits))
             if labels is not None:
                 targets.append(labels.to(ex.logits.device))
     if head is None:
@@ -190,8 +183,9 @@ def channel_test(
     Returns:
         Bool (n,) each, for ``multilabel`` (n, K): ``original`` and ``gated`` (all channels), ``only_top`` and
         ``without_top`` in the gated network, ``original_only_top`` and ``original_without_top`` in the
-        ungated one, and there also ``random_only`` and ``random_without``, as many channels drawn at random
-        for each sample.
+        ungated one, and there also two controls: ``another_only`` and ``another_without``, the top channels
+        of another sample, and ``random_only`` and ``random_without``, as many channels drawn at random.
+        Gates whose control is as good are a fixed pruning, and say nothing about the sample.
 
     Raises:
         ValueError: an unknown task, or channels for each output with a head that is not global average
@@ -216,16 +210,20 @@ def channel_test(
             # The same number of channels as the rule took, sample by sample.
             random = noise.argsort(-1).argsort(-1) < top.sum(-1, keepdim=True)
             base = cache.scales[part]
-            if apart:
-                gates, base, top, random = (
-                    t if t.ndim == 3 else t[:, None] for t in (gates, base, top, random)
-                )
-            for name, scale in _kept_and_removed(gates, base, top, random).items():
+            gates, base, top, random = (
+                t[:, None] if apart and t.ndim == 2 else t for t in (gates, base, top, random)
+            )
+            # Shifted by one in a random order: every sample gets the channels of another.
+            order = torch.randperm(len(top), generator=generator).to(top.device)
+            another = torch.empty_like(top).index_copy_(0, order, top[order.roll(1)])
+            for name, scale in _kept_and_removed(gates, base, top, another, random).items():
                 found.setdefault(name, []).append(decisions(cache.run(scale, part), task) == right[part])
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _kept_and_removed(gates: Tensor, base: Tensor, top: Tensor, random: Tensor) -> dict[str, Tensor]:
+def _kept_and_removed(
+    gates: Tensor, base: Tensor, top: Tensor, another: Tensor, random: Tensor
+) -> dict[str, Tensor]:
     """The scales of the maps in each case of :func:`channel_test`."""
     return {
         "original": base,
@@ -234,6 +232,8 @@ def _kept_and_removed(gates: Tensor, base: Tensor, top: Tensor, random: Tensor) 
         "without_top": gates * ~top,
         "original_only_top": base * top,
         "original_without_top": base * ~top,
+        "another_only": base * another,
+        "another_without": base * ~another,
         "random_only": base * random,
         "random_without": base * ~random,
     }

@@ -21,7 +21,8 @@ from selib import plot
 from selib.atomic import replacing, write_text
 from selib.attach import attach_se
 from selib.checkpoint import load_checkpoint
-from selib.explanation import Method, SEExplainer
+from selib.explainer import SEExplainer
+from selib.explanation import Method
 from selib.forward import attached
 from selib.native import native_se
 from selib.pixels import normalize

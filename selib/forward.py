@@ -245,11 +245,12 @@ class Head:
         inputs: the batch that was explained.
         raw: F of that batch, in its own layout.
         logits: (B, K) or (B, T, K) of that batch; every way of running the head is checked against them.
-        gates: (B, C), or (B, K, C) where every target has its own.
+        scales: (B, C), or (B, K, C) where every target has its own: what F was multiplied with in that pass.
         last: the last linear layer of the forward pass with its input, if its output was the logits.
         before: the heads of the gated maps that were made before this one, and need not be made again.
 
     Attributes:
+        block: the module that takes F.
         linear: the closed form when the head is global average pooling + linear, else ``None``.
         rectifies: the head begins with a ReLU, so that only the positive part of the map counts (DenseNet).
         reads: the head reads of the map, or of each frame of it, only the ``"mean"`` or the ``"max"`` over
@@ -266,14 +267,14 @@ class Head:
         inputs: Inputs,
         raw: Tensor,
         logits: Tensor,
-        gates: Tensor,
+        scales: Tensor,
         *,
         last: tuple[nn.Linear, Tensor] | None = None,
         before: Sequence[Head] = (),
     ) -> None:
         self.model, self.site, self.inputs, self.logits = model, place.site, inputs, logits
-        self.gain, self.layout, self.prefix = place.gain, place.layout, place.prefix
-        self._raw, self._gates, self._before = raw, gates, before
+        self.block, self.gain, self.layout, self.prefix = place.module, place.gain, place.layout, place.prefix
+        self.scales, self._raw, self._before = scales, raw, before
         device = raw.device.type  # the head runs later, but as the model ran: in the same precision
         self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         self.linear: Linear | None = None
@@ -291,10 +292,10 @@ class Head:
         linear, means = Linear(layer), into.float()
         if rectifies is None:
             return
-        if self._gates.ndim == 2:
+        if self.scales.ndim == 2:
             found = agrees(linear(means), self.logits)  # a subclass may do more than its weights say
         else:  # gated logits are a difference to those without gates, and so as exact as these
-            found = agrees(linear(means[:, None] * self.gain * self._gates), self.logits, like=linear(means))
+            found = agrees(linear(means[:, None] * self.scales), self.logits, like=linear(means))
         if found:
             self.linear = linear
             self.rectifies = rectifies and bool((self.scaled < 0).any())
@@ -303,9 +304,9 @@ class Head:
     @cached_property
     def scaled(self) -> Tensor:
         """F', computed anew: a ReLU may have changed the module's. F where targets have their own gates."""
-        if self._gates.ndim == 3:
+        if self.scales.ndim == 3:
             return self._raw
-        return scaled(self._raw, self._gates, self.gain, self.layout)
+        return scaled(self._raw, self.scales, 1.0, self.layout)
 
     def prepare(self) -> None:
         """Find out, by running it, what kind of head this is. Called once, before the first run.

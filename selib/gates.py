@@ -20,34 +20,42 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from selib.attach import attach_se, detach_se
+from selib.attach import BlockOptions, attach_blocks, detach_se
 from selib.features import PORTION, FeatureCache, cache_features, channel_test, inputs_of, only_block
 from selib.forward import Task, attached, bare, check_task, decisions, evaluating, to_device
-from selib.se import SEBlock, TargetSEBlock
+from selib.se import Form, HeadSEBlock, SEBlock, TargetSEBlock
+from selib.select import NormalQuantile
+
+WINDOW = 25  # steps over which the loss is averaged, to see whether it still falls
+LEAST, MOST, STEP = 0.01, 1000.0, 4.0  # the λ that a promise is tried with
+HALVINGS = 3  # of the last step of log λ
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """What :func:`fit_gates` reached, on held-out images, against the network's own predictions (no labels).
+    """What :func:`fit_gates` reached, on images held out from the fit, against the network's own predictions.
 
-    All figures but the last three are shares: ``open_gates`` of gates above ½; ``only_top`` and
-    ``without_top`` of the predictions kept when only the top decile of gates is left, or is removed, in the
-    gated network; the ``original_`` ones with the same channels in the ungated network, and the ``random_``
-    ones with as many random channels there.
+    Shares: ``agreement`` of the predictions that stay when the gates act, ``open_gates`` of gates above ½.
+    ``only_top`` and ``without_top`` of the predictions that stay when only the top decile of gates is left,
+    or is removed, in the gated network; ``original_…`` the same channels in the network as it is, and there
+    as controls ``another_…``, the top decile of another image, and ``random_…``, as many channels at random.
+    ``rule_empty``: of the images on which the paper's rule selects nothing.
 
-    For ``multilabel`` the agreement is over decisions, each output's yes or no; ``agreement_positive`` is
-    over those that were yes, since no need not rest on any channel.
+    ``promise`` is the ``agreement=`` that was asked for; ``held_out`` of the ``images`` are reported on, and
+    have chosen nothing. For ``multilabel`` the agreement is over decisions, each output's yes or no;
+    ``agreement_positive`` is over those that were yes, since no need not rest on any channel.
     """
 
     sparsity: float
@@ -58,13 +66,18 @@ class GateReport:
     without_top: float
     original_only_top: float
     original_without_top: float
+    another_only: float
+    another_without: float
     random_only: float
     random_without: float
+    rule_empty: float
+    promise: float | None
     images: int
+    held_out: int
     cache_seconds: float
     fit_seconds: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """The fields as plain numbers, for a results file."""
         return asdict(self)
 
@@ -76,111 +89,101 @@ def fit_gates(
     *,
     agreement: float | None = None,
     task: Task = "multiclass",
+    form: Form | None = None,
     per_target: bool = False,
+    necessity: float = 0.0,
     epochs: int | None = None,
-    lr: float = 1e-2,
+    lr: float | None = None,
     reduction: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> GateReport:
     """Train only the SE block to keep the network's own predictions with as few open gates as possible.
 
     The block is attached first if there is none, and started anew. The loader should not augment the images;
-    its labels are ignored. One image in ten is held out for the report. The network's weights, mode and
-    gradients are untouched. The gated network is F' = s·F.
+    its labels are ignored. One image in ten is held out for the report. Afterwards the network answers as
+    before, bit for bit: the block is transparent, and ``heatmap("influence")`` explains the network as it is.
 
     Args:
         model: a trained network with one SE block or none; for several see :func:`selib.fit_stream_gates`.
         loader: yields inputs or (inputs, labels); or the :class:`selib.FeatureCache` of an earlier pass.
         sparsity: λ.
-        agreement: instead of λ, the sparsest gates that keep this share of the predictions on held-out
-            images.
+        agreement: instead of λ, the sparsest gates that keep this share of the predictions on another tenth
+            of the images. A report that falls short of it is a warning.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
+        form: of a block that is attached here; by default ``"head"``, gates through the classifier, where the
+            outputs are classes behind global average pooling + linear, else ``"bottleneck"``.
         per_target: attach gates for each output; the head must be global average pooling + linear.
-        epochs: passes over the cached features, by default enough for about 1,000 steps.
-        reduction: r of the block, when it is attached here; by default 1, and 4 for ``per_target``. To know
-            which channels a prediction rests on, the block must know the prediction: a bottleneck narrower
-            than the number of classes costs agreement, but each of many blocks has one decision to know.
+        necessity: weight of a second term, -log(1 - p_k) of the predicted class under the gates 1 - s:
+            without the open channels the prediction should be lost.
+        epochs: passes over the cached features at most, by default about 1,000 steps; a fit ends when its
+            loss no longer falls.
+        lr: by default 0.1 for ``"head"`` and 0.01 for bottlenecks.
+        reduction: r of a bottleneck that is attached here; by default it has 256 units at most, and r = 4
+            for ``per_target``.
 
     Raises:
         ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of
-            several lengths, several SE blocks, or ``per_target`` with an attached block that all outputs
-            share.
+            several lengths, several SE blocks, or one of another kind than asked for, or trained with labels.
     """
     check_fit(task, sparsity, epochs)
     if agreement is not None and not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    if not 0 <= necessity < float("inf"):
+        raise ValueError(f"necessity={necessity}: it must be 0 or more")
+    model = bare(model)
     fresh = not attached(model)
-    cache = _features_of(bare(model), loader, per_target, reduction, seed, progress)
     try:
-        with unless_it_fails([only_block(model)]):
-            fit = _Fit(only_block(model), cache, task, epochs, lr, batch_size, seed, progress)
-            if agreement is not None:
-                sparsity = _sparsest(fit.agreement_at, agreement)
-            fit.agreement_at(sparsity)
-            return fit.report(sparsity)
+        if fresh and not isinstance(loader, FeatureCache):
+            classes = task == "multiclass" and not per_target and reduction is None
+            chosen = form if form or classes else "bottleneck"
+            loader = _attach_first(
+                model, loader, BlockOptions(reduction, per_target=per_target, form=chosen), seed
+            )
+        block = only_block(model)
+        _check_kind(block, form, per_target)
+        cache = (
+            loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
+        )
+        with unless_it_fails([block]):
+            fit = _Fit(block, cache, task, necessity, epochs, lr, batch_size, seed, progress)
+            if agreement is None:
+                fit.learn(sparsity)
+            else:
+                sparsity = fit.keep(agreement)
+            return fit.report(sparsity, agreement)
     except BaseException:
-        if fresh:
+        if fresh and attached(model):
             detach_se(model)
         raise
 
 
 @contextmanager
 def unless_it_fails(blocks: Sequence[SEBlock]) -> Iterator[None]:
-    """Blocks get back their weights and their gain when the ``with`` block is interrupted or fails."""
-    before = [(copy.deepcopy(block.state_dict()), block.gain) for block in blocks]
+    """Blocks become transparent; interrupted or failing, they get their weights back and act as before."""
+    before = [(copy.deepcopy(block.state_dict()), block.gain, block.transparent) for block in blocks]
     try:
         yield
+        for block in blocks:
+            block.transparent = True
     except BaseException:
-        for block, (weights, gain) in zip(blocks, before, strict=True):
+        for block, (weights, gain, transparent) in zip(blocks, before, strict=True):
             block.load_state_dict(weights)
-            block.gain = gain
+            block.gain, block.transparent = gain, transparent
         raise
 
 
 def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:
     """Raise ValueError for an argument out of range."""
     check_task(task)
-    if sparsity < 0:
+    if not 0 <= sparsity < float("inf"):
         raise ValueError(f"sparsity={sparsity}: it must be 0 or more")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
 
 
-def _features_of(
-    model: nn.Module,
-    loader: Iterable[Any] | FeatureCache,
-    per_target: bool,
-    reduction: int | None,
-    seed: int,
-    progress: bool,
-) -> FeatureCache:
-    """What the gates are fitted on; a block that is attached here is taken out again after an error."""
-    fresh = False
-    if not isinstance(loader, FeatureCache) and not attached(model):
-        fresh = True
-        reduction = reduction if reduction is not None else 4 if per_target else 1
-        loader = _attach_first(model, loader, reduction, seed, per_target)
-    elif per_target and not isinstance(only_block(model), TargetSEBlock):
-        raise ValueError(
-            "per_target=True, but the attached SE block is shared by all outputs: call selib.detach_se first"
-        )
-    try:
-        if not isinstance(loader, FeatureCache):
-            loader = cache_features(model, loader, progress=progress)
-        if len(loader.logits) < 2:
-            raise ValueError("fit_gates needs at least two images: one of them is held out")
-    except BaseException:
-        if fresh:
-            detach_se(model)
-        raise
-    return loader
-
-
-def _attach_first(
-    model: nn.Module, loader: Iterable[Any], reduction: int, seed: int, per_target: bool
-) -> Iterable[Any]:
+def _attach_first(model: nn.Module, loader: Iterable[Any], options: BlockOptions, seed: int) -> Iterable[Any]:
     """Attach a block by the first batch of a loader; returns the loader with that batch still in it."""
     first = next(iter(loader), None)
     if first is None:
@@ -188,87 +191,161 @@ def _attach_first(
     device = next(iter(model.parameters()), torch.empty(0)).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        example = to_device(inputs_of(first)[0], device)
-        attach_se(model, example, reduction=reduction, per_target=per_target)
+        attach_blocks(model, to_device(inputs_of(first)[0], device), {"": None}, {"": options})
     return chain([first], loader) if isinstance(loader, Iterator) else loader
 
 
+def _check_kind(block: SEBlock, form: Form | None, per_target: bool) -> None:
+    """Raise ValueError for an attached block of another kind than asked for."""
+    if per_target and not isinstance(block, TargetSEBlock):
+        asked, there = "per_target=True", "is shared by all outputs"
+    elif form and (form == "head") != isinstance(block, HeadSEBlock):
+        asked, there = f"form={form!r}", "has another form"
+    else:
+        return
+    raise ValueError(f"{asked}, but the attached SE block {there}: call selib.detach_se first")
+
+
 class _Fit:
-    """A fit of one block to cached features, of which one image in ten is held out."""
+    """Fits of one block to cached features, of which two images in ten are held out.
+
+    One of them chooses λ where a promise is to be kept, the other is for the report.
+    """
 
     def __init__(
         self,
         block: SEBlock,
         cache: FeatureCache,
         task: Task,
+        necessity: float,
         epochs: int | None,
-        lr: float,
+        lr: float | None,
         batch_size: int,
         seed: int,
         progress: bool,
     ) -> None:
-        self.block, self.cache, self.task = block, cache, task
-        self.lr, self.batch_size, self.seed, self.progress = lr, batch_size, seed, progress
+        if len(cache.logits) < 3:
+            raise ValueError("fit_gates needs at least three images: two of them are held out")
+        if not bool((cache.scales == 1).all()):
+            raise ValueError(
+                "the SE block was trained with the network, which needs it: fit_gates would overwrite it. "
+                "Explain the network as it is, or call selib.detach_se first"
+            )
+        self.block, self.cache, self.task, self.necessity = block, cache, task, necessity
+        self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.lr = lr or (0.1 if isinstance(block, HeadSEBlock) else 0.01)
         order = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed))
         order = order.to(cache.logits.device)
         tenth = max(1, len(order) // 10)
-        self.held, self.kept = order[:tenth], order[tenth:]
-        self.batches = -(-len(self.kept) // batch_size)
-        self.epochs = epochs or max(1, round(1000 / self.batches))
+        self.held, self.choosing, self.kept = order.split([tenth, tenth, len(order) - 2 * tenth])
+        batches = -(-len(self.kept) // batch_size)
+        self.steps = epochs * batches if epochs else max(1000, batches)
         self.started = time.perf_counter()
-
-    def agreement_at(self, sparsity: float) -> float:
-        """Fit the block anew with this λ; the share of held-out predictions that stay."""
-        block, cache = self.block, self.cache
-        weights = [*block.fc1.parameters(), *block.fc2.parameters()]
-        with torch.random.fork_rng(devices=[]), learning(cache.head.model, weights):
-            torch.manual_seed(self.seed)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
             block.restart("paper")
-            steps = self.epochs * self.batches
-            step = stepper(weights, self.lr, steps)
-            # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
-            strength = sparsity
-            if isinstance(block, TargetSEBlock) and self.task == "multilabel":
-                strength *= block.targets
-            bar = tqdm(total=steps, desc=f"gates λ={sparsity:g}", disable=not self.progress, leave=False)
-            for _ in range(self.epochs):
-                order = torch.randperm(len(self.kept)).to(self.kept.device)
-                for index in self.kept[order].split(self.batch_size):
-                    gates = block.excite(cache.squeezed[index])
-                    gated = cache.run(gates, index)
-                    step(divergence(cache.logits[index], gated, self.task) + strength * gates.mean())
-                    bar.update()
+            self.evidence = block.evidence(cache.squeezed)
+        block.task = task
+
+    def keep(self, agreement: float) -> float:
+        """Fit the sparsest gates that keep a promise, and return their λ.
+
+        λ grows by steps of ``STEP`` until the promise breaks, then the last step is halved. Every fit starts
+        from the gates of the last λ that kept it.
+        """
+        weights = copy.deepcopy(self.block.state_dict())
+        low, high = 0.0, LEAST
+        while high < MOST and self.learn(high) >= agreement:
+            low, high = high, high * STEP
+            weights = copy.deepcopy(self.block.state_dict())
+        if not low:
+            return high  # the report will say that the promise is not kept
+        for _ in range(HALVINGS if high < MOST else 0):
+            middle = (low * high) ** 0.5
+            self.block.load_state_dict(weights)
+            if self.learn(middle) >= agreement:
+                low, weights = middle, copy.deepcopy(self.block.state_dict())
+            else:
+                high = middle
+        self.block.load_state_dict(weights)
+        return low
+
+    def learn(self, sparsity: float) -> float:
+        """Fit the block from where it stands; the share of the choosing images' predictions that stay."""
+        weights, losses = list(self.block.parameters()), []
+        with torch.random.fork_rng(devices=[]), learning(self.cache.head.model, weights):
+            torch.manual_seed(self.seed)
+            optimizer = torch.optim.AdamW(weights, self.lr)
+            plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=1, threshold=0.01)
+            bar = tqdm(
+                total=self.steps, desc=f"gates λ={sparsity:.2g}", disable=not self.progress, leave=False
+            )
+            for number, rows in enumerate(islice(self._batches(), self.steps), 1):
+                loss = self._loss(rows, sparsity)
+                gradients_of(loss, weights)
+                optimizer.step()
+                losses.append(loss.detach())
+                bar.update()
+                if number % WINDOW == 0:
+                    plateau.step(torch.stack(losses[-WINDOW:]).mean().item())
+                    if optimizer.param_groups[0]["lr"] < self.lr / 50:  # reduced twice: it falls no longer
+                        break
             bar.close()
-        return self._agreement()
+        return self._agreement(self.choosing)
+
+    def _batches(self) -> Iterator[Tensor]:
+        while True:
+            order = torch.randperm(len(self.kept)).to(self.kept.device)
+            yield from self.kept[order].split(self.batch_size)
+
+    def _loss(self, rows: Tensor, sparsity: float) -> Tensor:
+        block, cache = self.block, self.cache
+        gates = block.opened(self.evidence[rows])
+        # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
+        if isinstance(block, TargetSEBlock) and self.task == "multilabel":
+            sparsity *= block.targets
+        loss = divergence(cache.logits[rows], cache.run(gates, rows), self.task) + sparsity * gates.mean()
+        if self.necessity:
+            lost = lost_without(cache.logits[rows], cache.run(1 - gates, rows), self.task)
+            loss = loss + self.necessity * lost
+        return loss
 
     @torch.no_grad()
-    def _agreement(self) -> float:
+    def _agreement(self, rows: Tensor) -> float:
+        same = []
         with evaluating(self.cache.head.model):
-            parts = [self.cache.run(self.block.excite(z), rows) for rows, z in self._held()]
-        same = decisions(torch.cat(parts), self.task) == decisions(self.cache.logits[self.held], self.task)
-        return float(same.double().mean())
-
-    def _held(self) -> list[tuple[Tensor, Tensor]]:
-        """The held-out rows and what the block reads of them, in portions whose gates fit into memory."""
-        size = PORTION if isinstance(self.block, TargetSEBlock) else max(1, len(self.held))
-        return [(rows, self.cache.squeezed[rows]) for rows in self.held.split(size)]
+            for part in rows.split(PORTION):
+                gated = self.cache.run(self.block.opened(self.evidence[part]), part)
+                same.append(decisions(gated, self.task) == decisions(self.cache.logits[part], self.task))
+        return float(torch.cat(same).double().mean())
 
     @torch.no_grad()
-    def report(self, sparsity: float) -> GateReport:
+    def report(self, sparsity: float, promise: float | None) -> GateReport:
+        """What the gates are worth on the held-out images, with a warning if a promise is not kept."""
         seconds = time.perf_counter() - self.started
         kinds = channel_test(self.block, self.cache, task=self.task, rows=self.held, seed=self.seed)
         scores = {name: float(kind.double().mean()) for name, kind in kinds.items()}
         yes = kinds["gated"]
         if self.task == "multilabel":
             yes = yes[self.cache.logits[self.held] > 0]
-        opened = torch.cat([(self.block.excite(z) > 0.5).flatten() for _, z in self._held()])
+        gates = [self.block.opened(self.evidence[rows]) for rows in self.held.split(PORTION)]
+        empty = torch.cat([NormalQuantile().selects_nothing(s).flatten() for s in gates])
         del scores["original"]
+        if promise is not None and scores["gated"] < promise:
+            warnings.warn(
+                f"the gates keep {scores['gated']:.1%} of the predictions on {len(self.held)} held-out "
+                f"images, not the {promise:.1%} that were asked for: give more images, or ask for less",
+                stacklevel=3,
+            )
         return GateReport(
             sparsity=sparsity,
             agreement=scores.pop("gated"),
             agreement_positive=float(yes.double().mean()) if len(yes) else 1.0,
-            open_gates=int(opened.sum()) / opened.numel(),
+            open_gates=float(torch.cat([(s > 0.5).double().flatten() for s in gates]).mean()),
+            rule_empty=float(empty.double().mean()),
+            promise=promise,
             images=len(self.cache.logits),
+            held_out=len(self.held),
             cache_seconds=self.cache.seconds,
             fit_seconds=seconds,
             **scores,
@@ -289,19 +366,21 @@ def bernoulli_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return yes + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
-def stepper(weights: Sequence[nn.Parameter], lr: float, steps: int) -> Callable[[Tensor], None]:
-    """A step of AdamW on a loss, under a one-cycle learning rate."""
-    optimizer = torch.optim.AdamW(weights, lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
+def lost_without(teacher: Tensor, student: Tensor, task: Task) -> Tensor:
+    """-log(1 - p) of the teacher's decisions by the student's logits (…, K): the mean over samples or frames.
 
-    def step(loss: Tensor) -> None:
-        # Gradients of the blocks alone: backward() would also fill those of the frozen head.
-        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            weight.grad = gradient
-        optimizer.step()
-        schedule.step()
+    For ``multilabel`` the sum over the decisions that are yes.
+    """
+    if task == "multilabel":
+        return (-F.logsigmoid(-student) * (teacher > 0)).sum(-1).mean()
+    p = student.softmax(-1).gather(-1, teacher.argmax(-1, keepdim=True))
+    return -torch.log1p(-p.clamp(max=1 - 1e-6)).mean()
 
-    return step
+
+def gradients_of(loss: Tensor, weights: Sequence[nn.Parameter]) -> None:
+    """Set the gradients of these weights alone: backward() would also fill those of the frozen head."""
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        weight.grad = gradient
 
 
 @contextmanager
@@ -323,23 +402,3 @@ def learning(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None
             for weight, before in zip(weights, learns, strict=True):
                 weight.grad = None
                 weight.requires_grad_(before)
-
-
-def _sparsest(
-    attempt: Callable[[float], float],
-    agreement: float,
-    low: float = 1e-2,
-    high: float = 30.0,
-    rounds: int = 5,
-) -> float:
-    """The largest λ, by bisection of its logarithm, whose gates keep the agreement; each round is one fit."""
-    if attempt(low) < agreement:
-        warnings.warn(
-            f"even λ={low:g} keeps less than {agreement:.1%} of the predictions; its gates are kept",
-            stacklevel=3,
-        )
-        return low
-    for _ in range(rounds):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if attempt(middle) >= agreement else (low, middle)
-    return low

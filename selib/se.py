@@ -1,7 +1,8 @@
 """The squeeze-and-excitation block (Hu et al., CVPR 2018), placed before a classifier as in Roxo et al.
 (2024).
 
-:class:`SEBlock` has one SE vector for all classes, :class:`TargetSEBlock` one for each.
+:class:`SEBlock` has one SE vector for all classes, :class:`TargetSEBlock` one for each; the bottleneck of
+:class:`HeadSEBlock` is the classifier itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layout = Literal["BC*", "B*C"]
 """Where the channels are: ``"BC*"`` is (B, C, *space), ``"B*C"`` is (B, *space, C), tokens included."""
 
 Start = Literal["identity", "paper"]
+Form = Literal["bottleneck", "head"]
+""""bottleneck" as published; "head": the classifier is the bottleneck, see :class:`HeadSEBlock`."""
 
 BLOCK = "_selib_se"  # a module whose output is gated carries its block under this name
 
@@ -42,7 +46,8 @@ class SEBlock(nn.Module):
     s = ½, and the gain g is 2: the block changes nothing until it is trained. With ``start="paper"`` the
     weights start as PyTorch's layers do and g = 1, the block as published.
 
-    The children ``features`` and ``vector`` are identities through which F and s pass, for hooks.
+    The children ``features`` and ``vector`` are identities through which F and s pass, for hooks. A block
+    that is ``transparent``, as ``fit_gates`` leaves it, reports its gates and lets F pass unchanged.
 
     Args:
         channels: C.
@@ -78,20 +83,28 @@ class SEBlock(nn.Module):
         # Set by attach_se: the module whose output is gated, its stream, whether the model answers once a
         # frame, and the module whose output shows the grid of another input.
         self.site = self.stream = self.grid_from = ""
-        self.frames = False
+        self.frames = self.transparent = False
+        self.task = "multiclass"  # or "multilabel": what the outputs were, when the block was trained
         self.features, self.vector = nn.Identity(), nn.Identity()
         self.bottleneck = max(1, channels // reduction)
-        self.fc1 = nn.Linear(channels, self.bottleneck)
-        self.fc2: nn.Linear | Stacked = nn.Linear(self.bottleneck, channels)
         self._override: Tensor | Callable[[Tensor], Tensor] | None = None
         self.register_load_state_dict_pre_hook(_keep_own_weights)
+        self._make()
         self.restart(start)
 
+    def _make(self) -> None:
+        self.fc1 = nn.Linear(self.channels, self.bottleneck)
+        self.fc2: nn.Linear | Stacked = nn.Linear(self.bottleneck, self.channels)
+
     def restart(self, start: Start) -> None:
-        """Initialise the weights anew."""
+        """Initialise the weights anew; the block acts on F, transparent before or not."""
         if start not in ("identity", "paper"):
             raise ValueError(f'start={start!r} is unknown: use "identity" or "paper"')
         self.gain = 2.0 if start == "identity" else 1.0
+        self.transparent = False
+        self._reset(start)
+
+    def _reset(self, start: Start) -> None:
         for layer in (self.fc1, self.fc2):
             layer.reset_parameters()
         if start == "identity":
@@ -104,10 +117,17 @@ class SEBlock(nn.Module):
         return z.flatten(2).mean(2) if z.ndim > 2 else z
 
     def excite(self, z: Tensor) -> Tensor:
-        """s = σ(W₂ ReLU(W₁ z)): (B, C) -> gates (B, C) in (0, 1), always computed in float32."""
+        """The gates (B, C) in (0, 1) of z (B, C), always computed in float32."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(self.fc1.weight.dtype)
-            return torch.sigmoid(self.fc2(torch.relu(self.fc1(z))))
+            return self.opened(self.evidence(z))
+
+    def evidence(self, z: Tensor) -> Tensor:
+        """What the gates are learned from, and no learning changes: z itself."""
+        return z.to(self.fc1.weight.dtype)
+
+    def opened(self, evidence: Tensor) -> Tensor:
+        """s = σ(W₂ ReLU(W₁ z)): (B, C) -> gates (B, C) in (0, 1)."""
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(evidence))))
 
     def gates(self, x: Tensor) -> Tensor:
         """The SE vector (B, C) of a feature map, or what :meth:`override` puts in its place."""
@@ -132,9 +152,16 @@ class SEBlock(nn.Module):
             )
         return self.features(x)
 
+    @property
+    def acts(self) -> bool:
+        """Whether the gates scale F: unless the block is transparent, and always under :meth:`override`."""
+        return not self.transparent or self._override is not None
+
     def forward(self, x: Tensor) -> Tensor:
         x = self._seen(x)
-        return self.scale(x, self.vector(self.gates(x)))
+        gates = self.vector(self.gates(x))
+        # A copy: what follows may work in place, and F is still to be shown.
+        return self.scale(x, gates) if self.acts else x.clone()
 
     @contextmanager
     def override(self, gates: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -196,6 +223,8 @@ class TargetSEBlock(SEBlock):
         rectifies: the head reads the mean of ReLU(F), and so does the squeeze (DenseNet).
     """
 
+    targets: int
+
     def __init__(
         self,
         channels: int,
@@ -209,22 +238,22 @@ class TargetSEBlock(SEBlock):
     ) -> None:
         if targets < 1:
             raise ValueError(f"targets must be at least 1, got targets={targets}")
+        vars(self)["targets"] = targets  # before there is a module: the layers are made by it
         super().__init__(channels, reduction, start=start, layout=layout, grid=grid)
-        self.targets = targets
         self.rectifies = rectifies
-        self.fc1 = nn.Linear(channels, targets * self.bottleneck)
-        self.fc2 = Stacked(targets, self.bottleneck, channels)
-        self.restart(start)
+
+    def _make(self) -> None:
+        self.fc1 = nn.Linear(self.channels, self.targets * self.bottleneck)
+        self.fc2 = Stacked(self.targets, self.bottleneck, self.channels)
 
     def squeeze(self, x: Tensor) -> Tensor:
         """z: the map, or its mean as the linear layer reads it -> (B, C)."""
         return super().squeeze(x.relu() if self.rectifies else x)
 
-    def excite(self, z: Tensor) -> Tensor:
-        """s_k = σ(W₂_k ReLU(W₁_k z)): (B, C) -> gates (B, K, C) in (0, 1), always computed in float32."""
-        with torch.autocast(z.device.type, enabled=False):
-            hidden = torch.relu(self.fc1(z.to(self.fc1.weight.dtype)))
-            return torch.sigmoid(self.fc2(hidden.unflatten(1, (self.targets, self.bottleneck))))
+    def opened(self, evidence: Tensor) -> Tensor:
+        """s_k = σ(W₂_k ReLU(W₁_k z)): (B, C) -> gates (B, K, C) in (0, 1)."""
+        hidden = torch.relu(self.fc1(evidence)).unflatten(1, (self.targets, self.bottleneck))
+        return torch.sigmoid(self.fc2(hidden))
 
     def scale(self, x: Tensor, gates: Tensor) -> Tensor:
         """g·s_k·z of every target: z (B, C) and gates (B, K, C) -> (B, K, C)."""
@@ -232,7 +261,7 @@ class TargetSEBlock(SEBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """F -> F: the gates come later, in :meth:`logits`."""
-        return self._seen(x).clone()  # what follows may work in place, and F is still to be shown
+        return self._seen(x).clone()
 
     def logits(self, layer: nn.Linear, z: Tensor, output: Tensor) -> Tensor:
         """y (B, K) from z (B, C) and what the linear layer makes of it.
@@ -241,6 +270,8 @@ class TargetSEBlock(SEBlock):
         bit.
         """
         gates = self.vector(self.gates(z))
+        if not self.acts:
+            return output
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(gates.dtype)
             change = ((self.scale(z, gates) - z[:, None]) * layer.weight.to(gates.dtype)).sum(2)
@@ -248,6 +279,62 @@ class TargetSEBlock(SEBlock):
 
     def extra_repr(self) -> str:
         return f"targets={self.targets}, {super().extra_repr()}"
+
+
+class HeadSEBlock(SEBlock):
+    """An SE block whose bottleneck is the classifier, before global average pooling and a linear layer W, b.
+
+        p = softmax(W z + b),    e = z · Wᵀp / (std(z) std(W)),    s = σ(a·e + c)
+
+    What the network says about a sample decides which channels are open there: those that its answer rests
+    on. Only a and one c a channel are learned, so a hundred unlabelled images do. With one class in place of
+    p, the gates are those of that class.
+
+    Args:
+        layer: the linear layer; it stays the model's, and the block reads its weights as they are.
+        start, layout, grid: see :class:`SEBlock`; ``"paper"`` starts at a = 1 and c = 0.
+        rectifies: the head reads the mean of ReLU(F), and so does the squeeze (DenseNet).
+    """
+
+    layer: nn.Linear
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        *,
+        start: Start = "identity",
+        layout: Layout = "BC*",
+        grid: tuple[int, ...] | None = None,
+        rectifies: bool = False,
+    ) -> None:
+        vars(self)["layer"] = layer  # not a child: its weights are saved once, with the model
+        super().__init__(layer.in_features, start=start, layout=layout, grid=grid)
+        self.rectifies = rectifies
+
+    def _make(self) -> None:
+        self.slope = nn.Parameter(torch.ones(()))
+        self.offset = nn.Parameter(torch.zeros(self.channels))
+
+    def _reset(self, start: Start) -> None:
+        nn.init.constant_(self.slope, 0 if start == "identity" else 1)
+        nn.init.zeros_(self.offset)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """z: the map, or its mean as the linear layer reads it -> (B, C)."""
+        return super().squeeze(x.relu() if self.rectifies else x)
+
+    def evidence(self, z: Tensor, p: Tensor | None = None) -> Tensor:
+        """e (B, C) of z (B, C), for the network's own probabilities of the classes or others, p (B, K)."""
+        weight = self.layer.weight
+        z = z.to(weight.dtype)
+        if p is None:  # not a call of the layer, whose hooks belong to the model's own pass
+            p = F.linear(z, weight, self.layer.bias).softmax(1)
+        spread = z.std(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+        return z / spread * (p @ weight) / weight.std()
+
+    def opened(self, evidence: Tensor) -> Tensor:
+        """s = σ(a·e + c): evidence (B, C) -> gates (B, C) in (0, 1)."""
+        return torch.sigmoid(self.slope * evidence + self.offset)
 
 
 # Hooks that find their block in the module: they survive deepcopy, pickling and torch.compile.

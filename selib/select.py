@@ -108,13 +108,20 @@ class NormalQuantile:
 
     z: float = 1.2816
 
-    def mask(self, weights: Tensor) -> Tensor:
+    def _above(self, weights: Tensor) -> Tensor:
         if weights.shape[-1] < 2:
             return torch.ones_like(weights, dtype=torch.bool)
         spread = weights.std(-1, keepdim=True)
         # The mean of equal numbers is rounded: without the second test all of them might exceed it.
         constant = weights.amin(-1, keepdim=True) == weights.amax(-1, keepdim=True)
-        mask = (weights > weights.mean(-1, keepdim=True) + self.z * spread) & ~constant
+        return (weights > weights.mean(-1, keepdim=True) + self.z * spread) & ~constant
+
+    def selects_nothing(self, weights: Tensor) -> Tensor:
+        """Where the rule alone selects no channel: weights (…, C) -> bool (…)."""
+        return ~self._above(weights).any(-1)
+
+    def mask(self, weights: Tensor) -> Tensor:
+        mask = self._above(weights)
         empty = ~mask.any(-1)
         if empty.any():
             rest = TopFraction(max(1 - NormalDist().cdf(self.z), 1e-9))

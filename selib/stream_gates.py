@@ -30,7 +30,7 @@ from selib.forward import (
     tensors,
     to_device,
 )
-from selib.gates import check_fit, divergence, learning, stepper, unless_it_fails
+from selib.gates import check_fit, divergence, gradients_of, learning, unless_it_fails
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def fit_stream_gates(
     epochs = epochs or max(1, round(300 / (len(fit.teachers) - len(fit.held))))
     with unless_it_fails(list(fit.blocks.values())):
         fit.learn(sparsity, epochs, lr, seed, progress)
-        return fit.report(sparsity, epochs)
+        report = fit.report(sparsity, epochs)
+    return report
 
 
 class _Fit:
@@ -139,7 +140,7 @@ class _Fit:
             yield gates
 
     def learn(self, sparsity: float, epochs: int, lr: float, seed: int, progress: bool) -> None:
-        weights = [p for b in self.blocks.values() for p in (*b.fc1.parameters(), *b.fc2.parameters())]
+        weights = [p for block in self.blocks.values() for p in block.parameters()]
         mine = {id(p) for p in weights}
         frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in mine]
         steps = epochs * (len(self.teachers) - len(self.held))
@@ -150,13 +151,18 @@ class _Fit:
                 torch.manual_seed(seed)
                 for block in self.blocks.values():
                     block.restart("paper")
-                step = stepper(weights, lr, steps)
+                    block.task = self.task
+                optimizer = torch.optim.AdamW(weights, lr)
+                schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
                 for _ in tqdm(range(epochs), desc=f"gates λ={sparsity:g}", disable=not progress, leave=False):
                     for index, batch in self.batches():
                         if index not in self.held:
                             student = self.answers(batch)
                             opened = torch.stack([s.mean() for s in gates.values()]).mean()
-                            step(divergence(self.teachers[index], student, self.task) + sparsity * opened)
+                            loss = divergence(self.teachers[index], student, self.task) + sparsity * opened
+                            gradients_of(loss, weights)
+                            optimizer.step()
+                            schedule.step()
             finally:
                 for p in frozen:
                     p.requires_grad_(True)

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from selib import plot
-from selib.explanation import Explanation, Method, explain
+from selib.explainer import explain
+from selib.explanation import Explanation, Method
 from selib.forward import to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture

@@ -13,7 +13,8 @@ from scipy.io import wavfile
 from torch import Tensor, nn
 
 from selib import plot
-from selib.explanation import Explanation, Method, explain
+from selib.explainer import explain
+from selib.explanation import Explanation, Method
 from selib.forward import attached, bare, to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture

@@ -97,7 +97,7 @@ def gates_for(
     options = {"reduction": 4 if per_target else 1, "per_target": per_target}
     gated = with_new_gates(model, item.train.batch([0]), seed=seed, **options)
     train = cache_features(gated, item.train.loader(500))
-    test = cache_features(gated, item.val.loader(500), gated=False)
+    test = cache_features(gated, item.val.loader(500))
     report = fit_gates(gated, train, sparsity, task="multilabel", epochs=epochs, seed=seed)
     return gated, report, test
 

@@ -176,7 +176,7 @@ def gate_study(
     gated = with_new_gates(model, recipe.train.batch([0]), seed=seed, reduction=1)
     block = attached(gated)[""]
     train = cache_features(gated, recipe.train.loader(500))
-    val = cache_features(gated, recipe.val.loader(500), gated=False)
+    val = cache_features(gated, recipe.val.loader(500))
     ranked = channel_test(block, val, targets=val.targets, ranking=val.influence(), seed=seed)
     by_influence = {f"influence_{end}": ranked[f"original_{end}_top"] for end in ("only", "without")}
     found = {}

@@ -20,7 +20,8 @@ from selib import plot, video
 from selib.atomic import write_text
 from selib.attach import attach_se
 from selib.checkpoint import load_checkpoint
-from selib.explanation import Method, SEExplainer
+from selib.explainer import SEExplainer
+from selib.explanation import Method
 from selib.forward import attached
 from studies.audio import mfcc_of_frames
 from studies.clips import Mark, annotate, probability

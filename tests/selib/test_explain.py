@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import selib
 from selib.attach import attach_se, detach_se
-from selib.explanation import METHODS, Explanation, SEExplainer, explain
+from selib.explainer import SEExplainer, explain
+from selib.explanation import METHODS, Explanation
 from selib.forward import logits_of, tensors
 from selib.heatmap import normalize, resize
 from selib.native import native_se

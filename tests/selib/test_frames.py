@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from selib.attach import attach_se, detach_se
 from selib.checkpoint import load_checkpoint, save_checkpoint
-from selib.explanation import Explanation, SEExplainer, explain
+from selib.explainer import SEExplainer, explain
+from selib.explanation import Explanation
 from selib.features import cache_features, channel_test
 from selib.forward import attached, call, logits_of
 from selib.gates import bernoulli_kl, fit_gates

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from selib import features as feats
 from selib import gates as g
 from selib.attach import attach_se, detach_se
-from selib.explanation import explain
+from selib.explainer import explain
 from selib.features import FeatureCache, cache_features, channel_test
 from selib.forward import attached, call, logits_of
 from selib.gates import fit_gates
@@ -87,7 +87,7 @@ def test_more_sparsity_closes_more_gates() -> None:
     means = []
     for sparsity in (0.0, 0.3, 3.0, 30.0):
         fit_gates(model, cache or batches(x), sparsity, **FAST)
-        cache = cache or cache_features(model, batches(x), gated=False)
+        cache = cache or cache_features(model, batches(x))
         means.append(float(explain(model, x).gates.mean()))
     assert means == sorted(means, reverse=True) and means[0] > 3 * means[-1]
 
@@ -98,7 +98,7 @@ def test_the_promised_agreement_is_kept_with_the_sparsest_gates(promise: float) 
     model, x, _ = planted()
     report = fit_gates(model, batches(x), agreement=promise, epochs=15, batch_size=64)
     assert report.agreement >= promise and 0.01 <= report.sparsity <= 30
-    cache = cache_features(model, batches(x), gated=False)
+    cache = cache_features(model, batches(x))
     # the next step of the bisection did not keep it, or there is none
     more = fit_gates(model, cache, report.sparsity * 3000 ** (1 / 32), epochs=15, batch_size=64)
     assert more.agreement < promise or report.sparsity > 20
@@ -184,7 +184,7 @@ def test_a_block_trained_before_starts_anew_and_its_network_is_the_teacher() -> 
     detach_se(bare)
     assert torch.allclose(cache.run(torch.ones_like(cache.scales)), run(bare, x), atol=1e-5)
     assert channel_test(model.selib_se, cache)["original"].all()  # "original" is the network as it was cached
-    ungated = cache_features(model, batches(x), gated=False)
+    ungated = cache_features(model, batches(x))
     assert torch.allclose(ungated.logits, run(bare, x), atol=1e-5) and torch.equal(
         ungated.scales, torch.ones(200, 30)
     )

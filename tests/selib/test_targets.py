@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from selib import features as feats
 from selib.attach import attach_se, detach_se
 from selib.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from selib.explanation import METHODS, Explanation, SEExplainer, explain
+from selib.explainer import SEExplainer, explain
+from selib.explanation import METHODS, Explanation
 from selib.features import FeatureCache, cache_features, channel_test
 from selib.forward import attached, bare, call, logits_of
 from selib.gates import bernoulli_kl, fit_gates
@@ -310,7 +311,7 @@ def test_another_head_is_refused_and_left_alone(name: str) -> None:
     model, example = zoo.build(name)
     before, names = hooks(model), list(model.state_dict())
     with pytest.raises(
-        ValueError, match=r"per_target=True: what follows '.*' is not global average pooling"
+        ValueError, match=r"what follows '.*' is not global average pooling"
     ) as error:
         attach_se(model, example, per_target=True)
     assert "\n" not in str(error.value)
@@ -327,10 +328,10 @@ class Cosine(nn.Linear):
 def test_a_layer_that_only_looks_linear_or_comes_later_is_refused() -> None:
     model, example = zoo.build("dict output")
     model.fc = Cosine(6, K)
-    with pytest.raises(ValueError, match="per_target=True: what follows 'body'"):
+    with pytest.raises(ValueError, match="what follows 'body'"):
         attach_se(model, example, per_target=True)
     model, example = zoo.build("sequential")
-    with pytest.raises(ValueError, match=r"per_target=True: what follows '0\.0'"):
+    with pytest.raises(ValueError, match=r"what follows '0\.0'"):
         attach_se(model, example, at="0.0", per_target=True)  # a map before the one that is averaged
 
 
@@ -349,7 +350,7 @@ def test_forty_attributes_on_the_study_s_networks(name: str, per_target: bool) -
     model, x = build(name, 40, image_size=(64, 96)).eval(), random(2, 3, 64, 96)
     outputs = run(model, x)
     if per_target and name == "mobilenet_v3_large":
-        with pytest.raises(ValueError, match="per_target=True: what follows 'features'"):
+        with pytest.raises(ValueError, match="what follows 'features'"):
             attach_se(model, x, per_target=True)
         return
     block = attach_se(model, x, per_target=per_target, reduction=64)
@@ -810,7 +811,7 @@ def test_the_cached_maps_give_the_logits_back(name: str) -> None:
     assert close(cache.logits, outputs) and close(cache.run(cache.scales), outputs)
     assert close(cache.run(cache.scales, batch=1), outputs)
     assert close(cache.run(cache.scales[[n - 1, 0]], torch.tensor([n - 1, 0])), outputs[[n - 1, 0]], outputs)
-    ungated = cache_features(model, halves, gated=False)
+    ungated = cache_features(model, halves)
     assert torch.equal(
         ungated.scales, torch.ones(n, block.channels)
     )  # one for all outputs: no K times the memory

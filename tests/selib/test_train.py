@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from selib import train as t
 from selib.attach import attach_se
-from selib.explanation import explain
+from selib.explainer import explain
 from selib.train import attribute_scores, evaluate, fit, predict
 from studies.data import ImageSet
 
