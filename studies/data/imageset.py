@@ -129,8 +129,12 @@ class ImageSet(Dataset):
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 over image bytes and targets."""
         digest = hashlib.sha256()
-        for start in range(0, len(self), 512):
-            digest.update(self.images[start : start + 512].contiguous().numpy().data)
+        images: Any = self.images
+        if isinstance(images, Enlarged):
+            digest.update(str(images.side).encode())
+            images = images.source
+        for start in range(0, len(self), 4096):
+            digest.update(images[start : start + 4096].contiguous().numpy().data)
         digest.update(self.targets.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
