@@ -121,10 +121,7 @@ def attach_se(
             an argument that is unknown.
     """
     options = BlockOptions(reduction, start, layout, grid, per_target, form)
-    if form not in ("bottleneck", "head"):
-        raise ValueError(f'form={form!r} is unknown: use "bottleneck" or "head"')
-    if per_target and form == "head":
-        raise ValueError('per_target=True has bottlenecks of its own: leave form="head" out')
+    check_form(form, per_target)
     if not isinstance(at, Mapping):
         return attach_blocks(model, example, {"": at}, {"": options})[""]
     wrong = [name for name in at if not name or "." in name or hasattr(nn.ModuleDict, name)]
@@ -138,6 +135,14 @@ def attach_se(
         said = "per_target=True" if per_target else 'form="head"'
         raise ValueError(f"{said} with the streams at={dict(at)}: it needs one module, whose map is averaged")
     return attach_blocks(model, example, at, dict.fromkeys(at, options))
+
+
+def check_form(form: Form, per_target: bool) -> None:
+    """Raise ValueError for a form that is unknown, or does not go with gates for each output."""
+    if form not in ("bottleneck", "head"):
+        raise ValueError(f'form={form!r} is unknown: use "bottleneck" or "head"')
+    if per_target and form == "head":
+        raise ValueError('per_target=True has bottlenecks of its own: leave form="head" out')
 
 
 def attach_blocks(
@@ -186,11 +191,12 @@ def _block(
                 raise
     block: SEBlock
     if head is None or (chosen.form is None and head[0].out_features < 2):
-        reduction = chosen.reduction or max(1, found.channels // WIDEST)
+        reduction = max(1, found.channels // WIDEST) if chosen.reduction is None else chosen.reduction
         block = SEBlock(found.channels, reduction, prefix=found.prefix, **shared)
     elif chosen.per_target:
+        reduction = 4 if chosen.reduction is None else chosen.reduction
         outputs = head[0].out_features
-        block = TargetSEBlock(found.channels, outputs, chosen.reduction or 4, rectifies=head[1], **shared)
+        block = TargetSEBlock(found.channels, outputs, reduction, rectifies=head[1], **shared)
     else:
         block = HeadSEBlock(head[0], rectifies=head[1], **shared)
     block.site, block.frames, block.grid_from = site.name, site.frames, site.grid_from

@@ -27,10 +27,10 @@ from selib.forward import (
 from selib.heatmap import input_space
 from selib.layout import Space, grid_of, input_spaces
 from selib.native import find_native
-from selib.se import SEBlock, TargetSEBlock
+from selib.se import HeadSEBlock, SEBlock, TargetSEBlock
 
 _OTHER_HEAD = (
-    "the head is no longer the linear layer that the gates of each target were attached to: call "
+    "the head is no longer the linear layer that the gates were attached to: call "
     "selib.detach_se(model), then attach them again"
 )
 
@@ -160,7 +160,9 @@ class SEExplainer:
         elif not block.acts:
             scales = torch.ones(len(raw), block.channels, device=gates.device)
         head = Head(self.model, place, inputs, raw, logits, scales, last=last, before=before)
-        if isinstance(block, TargetSEBlock) and head.linear is None:
+        # The gates of a block through the classifier are another layer's, if that is another one now.
+        stale = isinstance(block, HeadSEBlock) and (last is None or last[0] is not block.layer)
+        if stale or (isinstance(block, TargetSEBlock) and head.linear is None):
             raise ValueError(_OTHER_HEAD)
         grid = self._grid(name, raw, inputs)
         axes = len(grid) if grid else raw.ndim - 2

@@ -236,7 +236,8 @@ class Explanation:
         own = weight[targets] * self._of_target(scales, targets)
         if not (contrast and self._shares_one()):
             return own
-        rest = _without(self.logits, targets).softmax(1)  # p_j / (1 - p_k)
+        logits = self.with_gates(lambda s: s) if gated else self.logits
+        rest = _without(logits, targets).softmax(1)  # p_j / (1 - p_k)
         if scales.ndim == 2:
             return own - rest @ weight * scales
         return own - torch.einsum("bk,kc,bkc->bc", rest, weight, scales)
@@ -312,7 +313,7 @@ class Explanation:
         member = modalities.members(segments)
         influence = self._falls(member, targets)
         return modalities.summarize(
-            list(segments), member.to(self.gates.device), self.gates_of(targets), influence
+            list(segments), member.to(self.gates.device), self.gates_of(target), influence
         )
 
     def _scales(self, gated: bool) -> Tensor:

@@ -201,24 +201,30 @@ def channel_test(
     apart = isinstance(block, TargetSEBlock) or cache.scales.ndim == 3
     apart = apart or (ranking is not None and ranking.ndim == 3)
     found: dict[str, list[Tensor]] = {}
+
+    def gates_and_top(part: Tensor) -> tuple[Tensor, Tensor]:
+        gates = block.gain * block.excite(cache.squeezed[part])
+        scores = gates if ranking is None else ranking[part]
+        return gates, rule.mask(scores.flatten(0, -2)).view_as(scores)
+
+    size = PORTION if apart else max(1, len(index))
     with evaluating(cache.head.model):
-        for part in index.split(PORTION if apart else max(1, len(index))):
-            gates = block.gain * block.excite(cache.squeezed[part])
-            scores = gates if ranking is None else ranking[part]
-            top = rule.mask(scores.flatten(0, -2)).view_as(scores)
+        for part, other in zip(index.split(size), _others(index, seed).split(size), strict=True):
+            (gates, top), (_, another) = gates_and_top(part), gates_and_top(other)
             noise = torch.rand(top.shape, generator=generator).to(top.device)
             # The same number of channels as the rule took, sample by sample.
             random = noise.argsort(-1).argsort(-1) < top.sum(-1, keepdim=True)
-            base = cache.scales[part]
-            gates, base, top, random = (
-                t[:, None] if apart and t.ndim == 2 else t for t in (gates, base, top, random)
-            )
-            # Shifted by one in a random order: every sample gets the channels of another.
-            order = torch.randperm(len(top), generator=generator).to(top.device)
-            another = torch.empty_like(top).index_copy_(0, order, top[order.roll(1)])
-            for name, scale in _kept_and_removed(gates, base, top, another, random).items():
+            cases = gates, cache.scales[part], top, another, random
+            lifted = (t[:, None] if apart and t.ndim == 2 else t for t in cases)
+            for name, scale in _kept_and_removed(*lifted).items():
                 found.setdefault(name, []).append(decisions(cache.run(scale, part), task) == right[part])
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _others(index: Tensor, seed: int) -> Tensor:
+    """For every sample another one, whatever their order: each is shifted by one in a random order."""
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed)).to(index.device)
+    return torch.empty_like(index).index_copy_(0, order, index[order.roll(1)])
 
 
 def _kept_and_removed(

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from selib.attach import BlockOptions, attach_blocks, detach_se
+from selib.attach import BlockOptions, attach_blocks, check_form, detach_se
 from selib.features import PORTION, FeatureCache, cache_features, channel_test, inputs_of, only_block
 from selib.forward import Task, attached, bare, check_task, decisions, evaluating, to_device
 from selib.se import Form, HeadSEBlock, SEBlock, TargetSEBlock
@@ -128,31 +128,39 @@ def fit_gates(
             several lengths, several SE blocks, or one of another kind than asked for, or trained with labels.
     """
     check_fit(task, sparsity, epochs)
-    if agreement is not None and not 0 < agreement < 1:
-        raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
-    if not 0 <= necessity < float("inf"):
-        raise ValueError(f"necessity={necessity}: it must be 0 or more")
-    model = bare(model)
+    _check_options(agreement, necessity, form, per_target)
+    wanted = BlockOptions(reduction, per_target=per_target, form=form)
+    with (
+        _block_and_cache(bare(model), loader, wanted, task, seed, progress) as (block, cache),
+        unless_it_fails([block]),
+    ):
+        fit = _Fit(block, cache, task, necessity, epochs, lr, batch_size, seed, progress)
+        if agreement is None:
+            fit.learn(sparsity)
+        else:
+            sparsity = fit.keep(agreement)
+        return fit.report(sparsity, agreement)
+
+
+@contextmanager
+def _block_and_cache(
+    model: nn.Module,
+    loader: Iterable[Any] | FeatureCache,
+    wanted: BlockOptions,
+    task: Task,
+    seed: int,
+    progress: bool,
+) -> Iterator[tuple[SEBlock, FeatureCache]]:
+    """The block and the features; a block that is attached here is taken out again if the fit fails."""
     fresh = not attached(model)
     try:
         if fresh and not isinstance(loader, FeatureCache):
-            classes = task == "multiclass" and not per_target and reduction is None
-            chosen = form if form or classes else "bottleneck"
-            loader = _attach_first(
-                model, loader, BlockOptions(reduction, per_target=per_target, form=chosen), seed
-            )
+            loader = _attach_first(model, loader, wanted, task, seed)
         block = only_block(model)
-        _check_kind(block, form, per_target)
-        cache = (
-            loader if isinstance(loader, FeatureCache) else cache_features(model, loader, progress=progress)
-        )
-        with unless_it_fails([block]):
-            fit = _Fit(block, cache, task, necessity, epochs, lr, batch_size, seed, progress)
-            if agreement is None:
-                fit.learn(sparsity)
-            else:
-                sparsity = fit.keep(agreement)
-            return fit.report(sparsity, agreement)
+        _check_kind(block, wanted)
+        if not isinstance(loader, FeatureCache):
+            loader = cache_features(model, loader, progress=progress)
+        yield block, loader
     except BaseException:
         if fresh and attached(model):
             detach_se(model)
@@ -162,15 +170,15 @@ def fit_gates(
 @contextmanager
 def unless_it_fails(blocks: Sequence[SEBlock]) -> Iterator[None]:
     """Blocks become transparent; interrupted or failing, they get their weights back and act as before."""
-    before = [(copy.deepcopy(block.state_dict()), block.gain, block.transparent) for block in blocks]
+    before = [(copy.deepcopy(b.state_dict()), b.gain, b.transparent, b.task) for b in blocks]
     try:
         yield
         for block in blocks:
             block.transparent = True
     except BaseException:
-        for block, (weights, gain, transparent) in zip(blocks, before, strict=True):
+        for block, (weights, gain, transparent, task) in zip(blocks, before, strict=True):
             block.load_state_dict(weights)
-            block.gain, block.transparent = gain, transparent
+            block.gain, block.transparent, block.task = gain, transparent, task
         raise
 
 
@@ -183,27 +191,49 @@ def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
 
 
-def _attach_first(model: nn.Module, loader: Iterable[Any], options: BlockOptions, seed: int) -> Iterable[Any]:
+def _check_options(agreement: float | None, necessity: float, form: Form | None, per_target: bool) -> None:
+    if agreement is not None and not 0 < agreement < 1:
+        raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
+    if not 0 <= necessity < float("inf"):
+        raise ValueError(f"necessity={necessity}: it must be 0 or more")
+    if form is not None:
+        check_form(form, per_target)
+
+
+def _attach_first(
+    model: nn.Module, loader: Iterable[Any], wanted: BlockOptions, task: Task, seed: int
+) -> Iterable[Any]:
     """Attach a block by the first batch of a loader; returns the loader with that batch still in it."""
     first = next(iter(loader), None)
     if first is None:
         raise ValueError("the loader is empty: there are no images to learn the gates from")
+    if wanted.form is None and (task == "multilabel" or wanted.per_target or wanted.reduction is not None):
+        wanted = replace(wanted, form="bottleneck")
     device = next(iter(model.parameters()), torch.empty(0)).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attach_blocks(model, to_device(inputs_of(first)[0], device), {"": None}, {"": options})
+        attach_blocks(model, to_device(inputs_of(first)[0], device), {"": None}, {"": wanted})
     return chain([first], loader) if isinstance(loader, Iterator) else loader
 
 
-def _check_kind(block: SEBlock, form: Form | None, per_target: bool) -> None:
+def _check_kind(block: SEBlock, wanted: BlockOptions) -> None:
     """Raise ValueError for an attached block of another kind than asked for."""
-    if per_target and not isinstance(block, TargetSEBlock):
+    if wanted.per_target and not isinstance(block, TargetSEBlock):
         asked, there = "per_target=True", "is shared by all outputs"
-    elif form and (form == "head") != isinstance(block, HeadSEBlock):
-        asked, there = f"form={form!r}", "has another form"
+    elif wanted.form and (wanted.form == "head") != isinstance(block, HeadSEBlock):
+        asked, there = f"form={wanted.form!r}", "has another form"
     else:
         return
     raise ValueError(f"{asked}, but the attached SE block {there}: call selib.detach_se first")
+
+
+def refuse_trained(scales: Tensor) -> None:
+    """Raise ValueError if gates act on the network that is to be kept: other scales of F than 1."""
+    if not bool((scales == 1).all()):
+        raise ValueError(
+            "the SE block was trained with the network, which needs it: a fit would overwrite it. Explain "
+            "the network as it is, or call selib.detach_se first"
+        )
 
 
 class _Fit:
@@ -226,11 +256,7 @@ class _Fit:
     ) -> None:
         if len(cache.logits) < 3:
             raise ValueError("fit_gates needs at least three images: two of them are held out")
-        if not bool((cache.scales == 1).all()):
-            raise ValueError(
-                "the SE block was trained with the network, which needs it: fit_gates would overwrite it. "
-                "Explain the network as it is, or call selib.detach_se first"
-            )
+        refuse_trained(cache.scales)
         self.block, self.cache, self.task, self.necessity = block, cache, task, necessity
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self.lr = lr or (0.1 if isinstance(block, HeadSEBlock) else 0.01)
@@ -335,7 +361,7 @@ class _Fit:
             warnings.warn(
                 f"the gates keep {scores['gated']:.1%} of the predictions on {len(self.held)} held-out "
                 f"images, not the {promise:.1%} that were asked for: give more images, or ask for less",
-                stacklevel=3,
+                stacklevel=4,  # past the decorator and fit_gates
             )
         return GateReport(
             sparsity=sparsity,

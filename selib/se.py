@@ -22,6 +22,7 @@ Start = Literal["identity", "paper"]
 Form = Literal["bottleneck", "head"]
 """"bottleneck" as published; "head": the classifier is the bottleneck, see :class:`HeadSEBlock`."""
 
+LEAST = 1e-6  # what a standard deviation is at least, where it divides
 BLOCK = "_selib_se"  # a module whose output is gated carries its block under this name
 
 
@@ -325,12 +326,12 @@ class HeadSEBlock(SEBlock):
 
     def evidence(self, z: Tensor, p: Tensor | None = None) -> Tensor:
         """e (B, C) of z (B, C), for the network's own probabilities of the classes or others, p (B, K)."""
-        weight = self.layer.weight
-        z = z.to(weight.dtype)
+        weight, bias = self.layer.weight.to(self.offset), self.layer.bias
+        z = z.to(weight)
         if p is None:  # not a call of the layer, whose hooks belong to the model's own pass
-            p = F.linear(z, weight, self.layer.bias).softmax(1)
-        spread = z.std(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-        return z / spread * (p @ weight) / weight.std()
+            p = F.linear(z, weight, bias if bias is None else bias.to(z)).softmax(1)
+        z = z / z.std(1, keepdim=True).clamp_min(LEAST)
+        return z * (p @ weight) / weight.std().clamp_min(LEAST)
 
     def opened(self, evidence: Tensor) -> Tensor:
         """s = σ(a·e + c): evidence (B, C) -> gates (B, C) in (0, 1)."""

@@ -328,11 +328,9 @@ class _Probe:
     def beside(self, site: Site) -> list[Site]:
         """The candidates that are not computed from this one: what precedes it, and other streams."""
         after: set[str] = set()
-        held, self.held = self.held, {}
         for strength in (1.0, 10.0):
             _, marks = self._run({site.name: self._change(site, strength, None)})
             after |= {name for name in marks if not torch.equal(marks[name], self.clean[1][name])}
-        self.held = held
         return [s for s in self.sites if s.name not in after and s.name != site.name]
 
     def feeds(self, site: Site) -> bool:

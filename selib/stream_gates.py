@@ -30,7 +30,7 @@ from selib.forward import (
     tensors,
     to_device,
 )
-from selib.gates import check_fit, divergence, gradients_of, learning, unless_it_fails
+from selib.gates import check_fit, divergence, gradients_of, learning, refuse_trained, unless_it_fails
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def fit_stream_gates(
         epochs: passes over the loader, by default enough for about 300 steps.
 
     Raises:
-        ValueError: an argument out of range, no blocks, fewer than two batches, or a loader that gives its
-            batches only once.
+        ValueError: an argument out of range, no blocks or some that were trained with labels, fewer than two
+            batches, or a loader that gives its batches only once.
     """
     check_fit(task, sparsity, epochs)
     once = isinstance(loader, Iterator)
@@ -106,9 +106,12 @@ class _Fit:
             raise ValueError(f"the model has no SE blocks: call {how}")
         self.teachers: list[Tensor] = []
         self.marks: list[list[float]] = []  # by which a batch is known again
-        with evaluating(model):
+        with evaluating(model), self.watched() as gates:
             for batch in loader:
                 self.teachers.append(self.answers(batch))
+                for name, s in gates.items():
+                    if self.blocks[name].acts:
+                        refuse_trained(self.blocks[name].gain * s)
                 self.marks.append(_mark(batch))
         count = len(self.teachers)
         if count < 2:

@@ -115,6 +115,8 @@ def _train(
     decides: dict[str, Any] = {}
     if out:
         decides = asdict(settings) | {"processes": acc.num_processes} | start(model, train, val)
+    for block in attached(model).values():
+        block.task = settings.task
     optimizer = _optimizer(model, settings)
     wrapped, stepper, loader = acc.prepare(model, optimizer, train)
     hidden = not progress or not acc.is_main_process

@@ -4,7 +4,9 @@ and Light-ASD rebuilt.
 
 from __future__ import annotations
 
+import copy
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +164,17 @@ def clips(batch: int = 2, frames: int = 7, seed: int = 1) -> dict[str, Tensor]:
     }
 
 
-def speakers(*args: Any, at: Any = SITES, **options: Any) -> tuple[nn.Module, dict[str, SEBlock]]:
-    """A model with gates that differ between channels and clips."""
+def speakers(
+    *args: Any, at: Any = SITES, gated: bool = True, **options: Any
+) -> tuple[nn.Module, dict[str, SEBlock]]:
+    """A model with gates that differ between channels and clips, or that change nothing yet."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Speakers(*args, **options).eval()
         for p in model.parameters():  # logits that differ more than PyTorch's own start makes them
             nn.init.normal_(p, std=0.6)
     attach_se(model, clips(), at=at, reduction=2)
-    for seed, block in enumerate(attached(model).values()):
+    for seed, block in enumerate(attached(model).values() if gated else ()):
         open_and_close(block, seed)
     return model, attached(model)
 
@@ -1053,7 +1057,10 @@ def test_gates_of_one_block_from_cached_clips() -> None:
     kinds = channel_test(block, cache, task="multilabel")
     assert kinds["original"].all() and kinds["gated"].shape == (18, 7, 3)
     assert channel_test(block, cache)["gated"].shape == (18, 7)
-    means = []
+    with pytest.raises(ValueError, match="the SE block was trained with the network"):
+        fit_gates(model, cache, task="multilabel")
+    model, _ = speakers(at="fuse", gated=False)
+    cache, means = cache_features(model, loader), []
     for sparsity in (0.0, 30.0):
         report = fit_gates(model, cache, sparsity, task="multilabel", epochs=150)
         means.append(float(explain(model, loader[0]).gates.mean()))
@@ -1085,7 +1092,7 @@ def test_the_loss_of_clips_is_the_designs(task: Any) -> None:
         return step(self, *args)
 
     for at in ("fuse", {"face": "face.spatial", "fusion": "fuse"}):
-        model, blocks = speakers(at=at)
+        model, blocks = speakers(at=at, gated=False)
         loader = batches(2)
         teachers = [run(model, x) for x in loader]
         seen.clear()
@@ -1094,7 +1101,7 @@ def test_the_loss_of_clips_is_the_designs(task: Any) -> None:
             fit = fit_gates if at == "fuse" else fit_stream_gates
             fit(model, loader, 0.7, task=task, epochs=1)
         if at == "fuse":
-            held = torch.randperm(6, generator=torch.Generator().manual_seed(0))[1:]
+            held = torch.randperm(6, generator=torch.Generator().manual_seed(0))[2:]
             x = {k: torch.cat([b[k] for b in loader])[held] for k in loader[0]}
             teacher = torch.cat(teachers)[held]
         else:
@@ -1118,7 +1125,7 @@ def test_the_loss_of_clips_is_the_designs(task: Any) -> None:
 
 @pytest.mark.slow
 def test_gates_of_streams_side_by_side() -> None:
-    model, blocks = speakers(outputs=1)
+    model, blocks = speakers(outputs=1, gated=False)
     loader = [
         (clips(2, frames, seed=frames), torch.zeros(2, frames)) for frames in (4, 5, 6, 7, 8)
     ]  # of several lengths
@@ -1155,11 +1162,16 @@ def test_gates_of_streams_side_by_side() -> None:
 
 @pytest.mark.slow
 def test_the_streams_agree_with_the_network_as_it_was() -> None:
-    model, blocks = speakers(outputs=1)
+    model, blocks = speakers(outputs=1, gated=False)
     loader = batches(12)
-    wanted = run(model, loader[9]) > 0
+    logits = run(model, loader[9])
+    wanted = logits > 0
     report = fit_stream_gates(model, loader, 0.0, task="multilabel", epochs=10)
-    got = run(model, loader[9]) > 0  # the tenth batch of twelve is held out
+    assert torch.equal(run(model, loader[9]), logits) and all(b.transparent for b in blocks.values())
+    with ExitStack() as stack:
+        for block in blocks.values():
+            stack.enter_context(block.override(lambda s: s))  # here the gates act
+        got = run(model, loader[9]) > 0  # the tenth batch of twelve is held out
     assert report.agreement == pytest.approx(float((got == wanted).double().mean()), abs=1e-9)
     assert report.agreement_positive == pytest.approx(float(got[wanted].double().mean()))
     gates = explain(model, loader[9])
@@ -1168,10 +1180,39 @@ def test_the_streams_agree_with_the_network_as_it_was() -> None:
             float((gates.streams[name].gates > 0.5).double().mean())
         )
     first = {n: b.fc2.weight.clone() for n, b in blocks.items()}
-    other, others = speakers(outputs=1)
+    other, others = speakers(outputs=1, gated=False)
     torch.rand(3)
     fit_stream_gates(other, loader, 0.0, task="multilabel", epochs=10)
     assert all(torch.equal(first[n], others[n].fc2.weight) for n in first)  # the seed decides
+
+
+def test_streams_that_act_are_refused_and_an_interrupted_fit_changes_nothing() -> None:
+    model, blocks = speakers(outputs=1)
+    loader = batches(3)
+    logits, weights = run(model, loader[0]), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="the SE block was trained with the network, which needs it"):
+        fit_stream_gates(model, loader, epochs=1)
+    assert torch.equal(run(model, loader[0]), logits) and same(dict(model.state_dict()), dict(weights))
+
+    class Stops(list[Any]):
+        passes = 0
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            if self.passes == 3:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    for before in (False, True):  # with fresh blocks, then with some that were fitted before
+        model, blocks = speakers(outputs=1, gated=False)
+        if before:
+            fit_stream_gates(model, loader, epochs=1)
+        logits, weights = run(model, loader[0]), copy.deepcopy(model.state_dict())
+        kept = [(b.gain, b.transparent, b.task) for b in blocks.values()]
+        with pytest.raises(KeyboardInterrupt):
+            fit_stream_gates(model, Stops(loader), task="multilabel", epochs=5)
+        assert [(b.gain, b.transparent, b.task) for b in blocks.values()] == kept
+        assert torch.equal(run(model, loader[0]), logits) and same(dict(model.state_dict()), dict(weights))
 
 
 def test_streams_of_images_have_sparse_gates_too() -> None:

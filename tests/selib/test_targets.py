@@ -147,11 +147,12 @@ def test_every_block_starts_as_one_block_starts() -> None:
     torch.manual_seed(0)
     many, one = TargetSEBlock(64, 200, 4, start="paper"), SEBlock(64, 4, start="paper")
     assert many.bottleneck == one.bottleneck == 16
-    for layer in ("fc1", "fc2"):
+    for layer, inputs in (("fc1", 64), ("fc2", 16)):
         for kind in ("weight", "bias"):
             ours, theirs = (getattr(getattr(block, layer), kind).detach() for block in (many, one))
-            assert ours.abs().max() == pytest.approx(float(theirs.abs().max()), rel=0.15)
-            assert ours.std() == pytest.approx(float(theirs.std()), rel=0.25)
+            bound = inputs**-0.5  # nn.Linear draws from -bound to bound, evenly
+            assert 0.98 * bound < ours.abs().max() <= bound and 0.7 * bound < theirs.abs().max() <= bound
+            assert ours.std() == pytest.approx(bound / 3**0.5, rel=0.05)
     assert {p.ndim for n, p in many.named_parameters() if "bias" in n} == {1}  # which optimizers do not decay
 
 
@@ -310,9 +311,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
 def test_another_head_is_refused_and_left_alone(name: str) -> None:
     model, example = zoo.build(name)
     before, names = hooks(model), list(model.state_dict())
-    with pytest.raises(
-        ValueError, match=r"what follows '.*' is not global average pooling"
-    ) as error:
+    with pytest.raises(ValueError, match=r"what follows '.*' is not global average pooling") as error:
         attach_se(model, example, per_target=True)
     assert "\n" not in str(error.value)
     assert hooks(model) == before and list(model.state_dict()) == names and attached(model) == {}
@@ -731,7 +730,7 @@ def test_the_loss_is_the_docstrings(per_target: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", spy)
         fit_gates(model, cache, 0.7, task="multilabel", epochs=1, batch_size=100)
-    kept = torch.randperm(20, generator=torch.Generator().manual_seed(0))[2:]
+    kept = torch.randperm(20, generator=torch.Generator().manual_seed(0))[4:]
     torch.manual_seed(0)
     model.selib_se.restart("paper")
     z = x[kept].mean((2, 3))
@@ -761,24 +760,24 @@ def test_labels_are_ignored_and_the_network_is_left_alone() -> None:
         weights.append({k: v.clone() for k, v in block.state_dict().items()})
         detach_se(model)
         assert same(snapshot(model), before) and not any(hooks(model)) and torch.equal(run(model, x), logits)
-        assert all(isinstance(v, int | float) for v in report.as_dict().values())
+        numbers = {k: v for k, v in report.as_dict().items() if k != "promise"}
+        assert all(isinstance(v, int | float) for v in numbers.values()) and report.promise is None
+        assert block.transparent and block.task == "multilabel" and torch.equal(run(model, x), logits)
     assert same(*weights)
 
 
 def test_a_promise_is_a_share_of_decisions() -> None:
-    model, x = faces(300)
-    report = fit_gates(
-        model, batches(x), agreement=0.9, per_target=True, task="multilabel", epochs=15, batch_size=64
-    )
-    assert 0.9 <= report.agreement < 1 and report.sparsity > 0.5
+    model, x = faces(2000)
+    report = fit_gates(model, batches(x), agreement=0.9, per_target=True, task="multilabel", epochs=4)
+    # On 200 other images: all gates closed agree on the 75% that are no.
+    assert 0.85 <= report.agreement < 1 and report.sparsity > 0.5
 
 
 def test_a_class_is_predicted_by_gates_of_its_own_too() -> None:
     model, x = faces()
     report = fit_gates(model, [x], per_target=True, epochs=40, batch_size=64)
-    assert (
-        report.agreement > 0.9 and report.agreement_positive == report.agreement and report.open_gates < 0.3
-    )
+    assert report.agreement > 0.75 and report.agreement_positive == report.agreement  # chance: one in six
+    assert report.original_only_top == 1 and report.open_gates < 0.1
     assert explain(model, x).gates.shape == (600, OUTPUTS, C)
 
 
@@ -801,8 +800,10 @@ def test_the_cached_maps_give_the_logits_back(name: str) -> None:
         else [example[:2], example[2:]]
     )
     halves = halves if name != "r3d" else [example]
-    cache, outputs = cache_features(model, halves), run(model, example)
+    cache, outputs, ex = cache_features(model, halves), run(model, example), explain(model, example)
     n = len(outputs)
+    assert close(cache.influence(), ex.influence(), ex.logits)
+    assert close(every_influence(cache), torch.stack([ex.influence(k) for k in range(K)], 1), ex.logits)
     assert cache.maps.numel() == cache.squeezed.numel() == n * block.channels and cache.scales.shape == (
         n,
         K,
@@ -811,15 +812,12 @@ def test_the_cached_maps_give_the_logits_back(name: str) -> None:
     assert close(cache.logits, outputs) and close(cache.run(cache.scales), outputs)
     assert close(cache.run(cache.scales, batch=1), outputs)
     assert close(cache.run(cache.scales[[n - 1, 0]], torch.tensor([n - 1, 0])), outputs[[n - 1, 0]], outputs)
+    detach_se(model)
+    attach_se(model, example, reduction=2, per_target=True)
     ungated = cache_features(model, halves)
     assert torch.equal(
         ungated.scales, torch.ones(n, block.channels)
     )  # one for all outputs: no K times the memory
-    ex = explain(model, example)
-    assert close(cache.influence(), ex.influence(), ex.logits) and close(
-        cache.influence(3), ex.influence(3), ex.logits
-    )
-    assert close(every_influence(cache), torch.stack([ex.influence(k) for k in range(K)], 1), ex.logits)
     detach_se(model)
     assert close(ungated.run(ungated.scales), run(model, example)) and close(
         ungated.logits, run(model, example)
@@ -869,9 +867,8 @@ def test_channel_test_per_target_by_hand() -> None:
         "original_without_top": [[True, False, True], [True, True, False]],  # 5½, -¼, 11; 2½, ¾, 3
     }
     assert {k: v.tolist() for k, v in found.items() if k in expected} == expected
-    assert set(found) == {*expected, "random_only", "random_without"} and all(
-        v.shape == (2, 3) for v in found.values()
-    )
+    others = {"another_only", "another_without", "random_only", "random_without"}
+    assert set(found) == others | set(expected) and all(v.shape == (2, 3) for v in found.values())
 
     ranked = channel_test(block, cache, task="multilabel", select=TopK(1), ranking=every_influence(cache))
     # channels 1, 1, 3 and 0, 2, 3 by w·z
@@ -953,7 +950,7 @@ def test_channels_for_each_output_need_a_linear_head() -> None:
     [
         ({"task": "binary"}, "task='binary' is unknown"),
         ({"loader": []}, "the loader is empty"),
-        ({"loader": [torch.zeros(1, C, 2, 2)]}, "at least two images"),
+        ({"loader": [torch.zeros(1, C, 2, 2)]}, "at least three images"),
     ],
 )
 def test_bad_arguments_leave_the_model_bare(options: dict[str, Any], message: str) -> None:
