@@ -18,20 +18,21 @@ from studies import metrics, tables
 from studies.baselines import Explainer
 from studies.data import FaceSet, landmark_region, normalize, rendered
 from studies.data.regions import WHERE
-from studies.explainers import CHANCE
+from studies.explainers import CHANCE, SAME_AS_CAM
 from studies.faces import PIXELS, Pairs, explainers_of
 from studies.metrics import Interval, bootstrap
 from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 
 CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"
-SHORTCUT_MAPS = ("SE top-gate (paper)", "SE influence", "Grad-CAM", "mean of channels", CHANCE)
+SHORTCUT_MAPS = ("SE top-gate (paper)", "SE influence", SAME_AS_CAM, "mean of channels", CHANCE)
 STRANGER = "another, without"
 DELETED = (  # maps that are held against what the network misses
     "SE top-gate (paper)",
     "SE gate",
     "SE influence",
     "SE influence, top 10 %",
-    "Grad-CAM",
+    SAME_AS_CAM,
+    "Grad-CAM",  # of a head that is not pooling + linear
     "Grad-CAM++",
     "LayerCAM",
     "Eigen-CAM",

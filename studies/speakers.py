@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from studies.explainers import CHANCE, READINGS, SAME_COUNT
 from studies.metrics import Interval, percentile
 from studies.networks import SHIPPED, ActiveSpeaker, build
 from studies.profiles import Profile
-from studies.training import History, on_gpu, train_once, with_new_gates
+from studies.training import History, acting, on_gpu, train_once, with_new_gates
 from studies.twins import speakers as synth
 from studies.twins.speakers import CONDITIONS, FACE_PARTS, STREAMS
 
@@ -147,7 +148,10 @@ def trained(
 def sparse(
     model: ActiveSpeaker, setup: Setup, *, clips: int, sparsity: float, epochs: int, seed: int
 ) -> tuple[ActiveSpeaker, StreamGateReport]:
-    """Label-free gates in all streams at once on a copy of a network trained without SE: copy and report."""
+    """Label-free gates in all streams at once on a copy of a network trained without SE: copy and report.
+
+    The copy answers as the network does; its influence is that of the network as it is.
+    """
     gated = with_new_gates(model, model.example(), seed=seed, at=model.sites, reduction=1)
     some = setup.train.subset(range(min(clips, len(setup.train))))
     loader = some.loader(setup.batch_frames, window=WINDOW)
@@ -157,9 +161,14 @@ def sparse(
 # ---- precision ---------------------------------------------------------------------------------------------
 
 
-def scored(model: nn.Module, clips: SpeakerSet) -> list[NDArray[np.float64]]:
-    """The logit of "speaking" of every frame, (T,) for each clip: whole clips, as the benchmarks are read."""
-    return clip_logits(model, (clips.clip(i)[0] for i in range(len(clips))))
+def scored(model: nn.Module, clips: SpeakerSet, *, gated: bool = False) -> list[NDArray[np.float64]]:
+    """The logit of "speaking" of every frame, (T,) for each clip: whole clips, as the benchmarks are read.
+
+    Args:
+        gated: under the gates of :func:`sparse`, which leave the network as it was.
+    """
+    with acting(model) if gated else nullcontext():
+        return clip_logits(model, (clips.clip(i)[0] for i in range(len(clips))))
 
 
 def clip_logits(model: nn.Module, clips: Iterable[Mapping[str, Tensor]]) -> list[NDArray[np.float64]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from selib import attach_se, fit
 from selib.checkpoint import data_fingerprint, fingerprint
-from selib.forward import to_device
+from selib.forward import attached, to_device
 from selib.train import accelerator
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -69,3 +70,12 @@ def with_new_gates(model: Network, example: Any, *, seed: int, **options: Any) -
         torch.manual_seed(seed)
         attach_se(gated, to_device(example, next(model.parameters()).device), **options)
     return gated
+
+
+@contextmanager
+def acting(model: nn.Module) -> Iterator[None]:
+    """Let the gates scale the maps, though a fit of gates has left the network as it was."""
+    with ExitStack() as stack:
+        for block in attached(model).values():
+            stack.enter_context(block.override(lambda gates: gates))
+        yield

@@ -214,6 +214,15 @@ def test_label_free_gates_leave_the_network_alone(root, clips):
     gated, report = speaking.sparse(plain, setup, clips=6, sparsity=1.0, epochs=1, seed=0)
     assert all(torch.equal(before[k], v) for k, v in plain.state_dict().items())
     assert set(attached(gated)) == set(report.open_gates) == {"face", "body", "fusion"}
+    some = clips.subset(range(2))
+    before, after, under = (
+        speaking.scored(plain, some),
+        speaking.scored(gated, some),
+        speaking.scored(gated, some, gated=True),
+    )
+    assert all(np.array_equal(one, two) for one, two in zip(before, after, strict=True))
+    assert not any(np.allclose(one, two) for one, two in zip(before, under, strict=True))
+    assert all(block.transparent and not block.acts for block in attached(gated).values())
 
 
 @pytest.mark.slow
