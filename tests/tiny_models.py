@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -294,6 +296,27 @@ def same(one: Any, two: Any) -> bool:
     if isinstance(one, dict):
         return list(one) == list(two) and all(same(one[k], two[k]) for k in one)
     return torch.equal(one, two) if isinstance(one, Tensor) else bool(one == two)
+
+
+def close(found: Tensor, expected: Tensor, like: Tensor | None = None) -> bool:
+    """Equal to 1e-4, relative to the largest expected number, or to that of ``like``."""
+    scale = (expected if like is None else like).abs().max()
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-4 * scale)
+
+
+@contextmanager
+def gradients_seen() -> Iterator[list[list[Tensor]]]:
+    """The gradients of every step that AdamW takes."""
+    seen: list[list[Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *args: Any) -> Any:
+        seen.append([p.grad.clone() for p in self.param_groups[0]["params"]])
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        yield seen
 
 
 class Detector(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import tiny_models as zoo
 import torch
 import torchvision
-from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
+from tiny_models import K, close, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 
 import selib
@@ -45,12 +45,6 @@ def gated(name: str, *, at: str | None = None) -> tuple[nn.Module, Any, SEBlock]
 
 def head_layer(model: nn.Module) -> nn.Linear:
     return [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "selib_se" not in n][-1]
-
-
-def close(found: Tensor, expected: Tensor, like: Tensor | None = None) -> bool:
-    """Equal to 1e-4, relative to the largest logit."""
-    scale = (expected if like is None else like).abs().max()
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-4 * scale)
 
 
 def ablated(model: nn.Module, example: Any, block: SEBlock, channels: list[int], targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import K, hooks, image, open_and_close, random, run, same, snapshot
+from tiny_models import K, close, gradients_seen, hooks, image, open_and_close, random, run, same, snapshot
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
@@ -64,11 +64,6 @@ def gated(name: str, *, start: str = "identity") -> tuple[nn.Module, Any, Target
 
 def final(model: nn.Module) -> nn.Linear:
     return [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "selib_se" not in n][-1]
-
-
-def close(found: Tensor, expected: Tensor, like: Tensor | None = None) -> bool:
-    scale = (expected if like is None else like).abs().max()
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-4 * scale)
 
 
 class Paper(nn.Module):
@@ -517,7 +512,7 @@ def test_a_head_put_in_place_of_the_gated_one_is_an_error() -> None:
     model, example, _ = gated("resnet")
     model.fc = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, K))
     with pytest.raises(
-        ValueError, match="no longer the linear layer that the gates of each target were attached to"
+        ValueError, match="no longer the linear layer that the gates were attached to"
     ) as error:
         explain(model, example)
     assert "\n" not in str(error.value)
@@ -711,7 +706,7 @@ def test_a_lambda_of_1_is_a_sensible_default_however_many_outputs_there_are(
     report = fit_gates(model, list(x.split(200)), per_target=per_target, **FAST)
     assert report.agreement > 0.99 and report.agreement_positive > 0.97
     # what forty outputs share must stay open for the sake of each of them
-    assert report.open_gates > 0.5 if outputs == 40 and not per_target else report.open_gates < 0.05
+    assert report.open_gates > 0.5 if outputs == 40 and not per_target else report.open_gates < 0.06
     assert report.original_only_top > 0.99 or (outputs == 40 and not per_target)
 
 
@@ -720,15 +715,7 @@ def test_the_loss_is_the_docstrings(per_target: bool) -> None:
     model, x = faces(20)
     attach_se(model, x[:2], reduction=4, per_target=per_target)
     cache = cache_features(model, batches(x))
-    seen: list[Tensor] = []
-    step = torch.optim.AdamW.step
-
-    def spy(self: torch.optim.AdamW, *args: Any) -> Any:
-        seen.extend(p.grad.clone() for p in self.param_groups[0]["params"])
-        return step(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", spy)
+    with gradients_seen() as seen:
         fit_gates(model, cache, 0.7, task="multilabel", epochs=1, batch_size=100)
     kept = torch.randperm(20, generator=torch.Generator().manual_seed(0))[4:]
     torch.manual_seed(0)
@@ -740,10 +727,8 @@ def test_the_loss_is_the_docstrings(per_target: bool) -> None:
     loss = kl_divergence(Bernoulli(logits=teacher), Bernoulli(logits=student)).sum(1).mean()
     loss = loss + 0.7 * (s.mean((0, 2)).sum() if per_target else s.mean())
     expected = torch.autograd.grad(loss, list(model.selib_se.parameters()))
-    assert (
-        all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(seen, expected, strict=True))
-        and len(seen) == 4
-    )
+    assert len(seen) == 1
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(seen[0], expected, strict=True))
 
 
 def test_labels_are_ignored_and_the_network_is_left_alone() -> None:
