@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,29 +48,49 @@ def pooled(model: nn.Module, data: ImageSet, folder: Path, *, batch_size: int = 
 
     Kept in ``folder`` under a fingerprint of the body and the images.
     """
+
+    def compute() -> Tensor:
+        return _read(model, model.get_submodule("classifier"), data, batch_size, torch.float32)
+
+    return _kept("features", model, data, folder, compute)
+
+
+def kept_maps(model: nn.Module, data: ImageSet, folder: Path, *, batch_size: int = 64) -> Tensor:
+    """The last maps of every image, (N, C, h, w) in half precision: what ``global_pool`` of timm reads."""
+
+    def compute() -> Tensor:
+        return _read(model, model.get_submodule("global_pool"), data, batch_size, torch.float16)
+
+    return _kept("maps", model, data, folder, compute)
+
+
+def _kept(what: str, model: nn.Module, data: ImageSet, folder: Path, compute: Callable[[], Tensor]) -> Tensor:
     digest = hashlib.sha256(data.fingerprint.encode())
     for name, weight in model.state_dict().items():
         if not name.startswith(("classifier.", "selib_se.")):
             digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-    file = folder / f"features-{data.name}-{data.split}-{digest.hexdigest()[:16]}.safetensors"
-    if file.is_file():
-        return load_file(file)["features"]
+    file = folder / f"{what}-{data.name}-{data.split}-{digest.hexdigest()[:16]}.safetensors"
+    if not file.is_file():
+        write(file, {what: compute()}, {})
+    return load_file(file)[what]
+
+
+def _read(model: nn.Module, reader: nn.Module, data: ImageSet, batch_size: int, dtype: torch.dtype) -> Tensor:
+    """What a module of a network reads of every image."""
     found: list[Tensor] = []
 
-    def keep(layer: nn.Module, args: tuple[Tensor]) -> None:
-        found.append(args[0].float().cpu())
+    def keep(module: nn.Module, args: tuple[Tensor]) -> None:
+        found.append(args[0].to("cpu", dtype).contiguous())
 
     place = next(model.parameters()).device
-    handle = model.get_submodule("classifier").register_forward_pre_hook(keep)
+    handle = reader.register_forward_pre_hook(keep)
     try:
         with evaluating(model):
-            for images, _ in tqdm(data.loader(batch_size), desc=f"features of {data.name}", leave=False):
+            for images, _ in tqdm(data.loader(batch_size), desc=data.name, leave=False):
                 model(images.to(place, memory_format=torch.channels_last))
     finally:
         handle.remove()
-    features = torch.cat(found)
-    write(file, {"features": features}, {})
-    return features
+    return torch.cat(found)
 
 
 def feature_loader(

@@ -100,7 +100,7 @@ def _outline(ax: Axes, box: Tensor | None, mask: Tensor | None) -> None:
         x1, y1, x2, y2 = box.tolist()
         corner = (x1 - 0.5, y1 - 0.5)
         ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=1))
-    if mask is not None:
+    if mask is not None and mask.any():
         ax.contour(mask.float().numpy(), levels=[0.5], colors="white", linewidths=0.8)
 
 

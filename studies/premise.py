@@ -11,11 +11,12 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,8 +29,10 @@ from selib.forward import attached, to_device
 from selib.train import accelerator
 from studies.data import ImageSet, load, tiny_at, tiny_wnids
 from studies.features import OnFeatures, feature_loader, pooled
+from studies.metrics import Interval, non_inferiority, t_interval
 from studies.networks import build, cifar_resnet, pretrained
 from studies.results import machine, versions
+from studies.tables import signed, spec
 
 SHIPPED = Path(__file__).parent / "networks" / "premise"
 
@@ -226,6 +229,15 @@ def shipped(family: Family, arm: str, folder: Path = SHIPPED) -> nn.Module:
     return model.eval()
 
 
+def found(root: Path | None, work: Path, *, again: bool) -> dict[str, list[dict[str, Any]]]:
+    """The records of all networks: the committed ones, or of networks that are trained here."""
+    folder = work / "premise" if again else SHIPPED
+    if again:
+        for make in FAMILIES.values():
+            train_all(make(root, work), folder)
+    return {network: records(network, folder) for network in FAMILIES}
+
+
 def halved(model: nn.Module) -> dict[str, Tensor]:
     """A network's state in half precision, as it is shipped."""
     return {k: w.half() if w.is_floating_point() else w for k, w in model.state_dict().items()}
@@ -264,6 +276,119 @@ def gather(network: str, folder: Path) -> None:
         networks |= load_file(part.with_suffix(".safetensors"))
     write_text(folder / f"{network}.json", json.dumps(files[0] | {"runs": runs}, indent=1) + "\n")
     write(folder / f"{network}.safetensors", networks, {})
+
+
+# ---- tables -----------------------------------------------------------------------------------------------
+
+KEPT = [f"{end}_{kind}" for end in ("only", "without") for kind in ("gates", "random", "another")]
+KEPT += ["rule_empty"]
+MARGIN = 0.5  # points of accuracy that a block may cost and still be called harmless; fixed beforehand
+Records = Sequence[Mapping[str, Any]]
+
+
+def gains(runs: Records, arm: str) -> Interval:
+    """Accuracy minus that without a block, paired by seed, in points: mean and t-interval over seeds."""
+    without = {run["seed"]: run["accuracy"] for run in runs if run["arm"] == WITHOUT}
+    return t_interval([100 * (run["accuracy"] - without[run["seed"]]) for run in runs if run["arm"] == arm])
+
+
+def accuracy_table(found: Mapping[str, Records]) -> dict[str, Any]:
+    """What the block costs: {network: records} -> accuracy, paired difference, verdict."""
+    rows = []
+    for network, runs in found.items():
+        for arm in COMPARED:
+            mine = [run for run in runs if run["arm"] == arm]
+            row: list[Any] = [network, arm, len(mine), float(np.mean([run["accuracy"] for run in mine]))]
+            if arm == WITHOUT:
+                row += [None, None]
+            else:
+                gain = gains(runs, arm)
+                row += [list(gain), non_inferiority(gain, MARGIN)]
+            rows.append(row)
+    return spec(
+        "Top-1 accuracy with and without the SE block",
+        "network | block | seeds | accuracy | difference in points | verdict",
+        rows,
+        "The same recipe, seed by seed. Brackets: 95 % t-interval over seeds of the paired difference. "
+        f"Non-inferior: the interval lies above -{MARGIN:g} points, a margin fixed beforehand; harmed: below "
+        "zero and reaching under the margin; else undecided.",
+    )
+
+
+PREMISE = {
+    "accuracy": "accuracy",
+    "open": "gates open",
+    "rule_empty": "rule selects nothing",
+    "moved": "moved",
+    "gates": "only / without: by gates",
+    "another": "another image's",
+    "random": "random",
+    "influence": "influence",
+}
+
+
+def premise_table(found: Mapping[str, Records]) -> dict[str, Any]:
+    """What the SE vector says, arm by arm: means over seeds."""
+    rows = []
+    for network, runs in found.items():
+        for arm in ARMS:
+            mine = [run for run in runs if run["arm"] == arm]
+            numbers = [key for key in mine[0] if key not in ("arm", "seed", "loss", "seconds")]
+            mean = {key: float(np.mean([run[key] for run in mine])) for key in numbers}
+            row: list[Any] = [network, f"{arm} ({len(mine)})", mean["accuracy"]]
+            row += [f"{100 * mean[key]:.0f} %" if key in mean else "" for key in ("open", "rule_empty")]
+            row.append(f"{mean['moved']:.3f}" if "moved" in mean else "")
+            for kind in ("gates", "another", "random", "influence"):
+                pair = [mean.get(f"{end}_{kind}") for end in ("only", "without")]
+                row.append(" / ".join(f"{value:.2f}" for value in pair if value is not None))
+            rows.append(row)
+    return spec(
+        "Networks trained with labels: does the SE vector name the channels that matter?",
+        " | ".join(["network", "block (seeds)", *PREMISE.values()]),
+        rows,
+        "λ: λ·mean(s) added to the loss from the first step. Only / without: the share of the network's own "
+        "predictions that stay with the top decile of channels alone, and without it. Where another image's "
+        "gates do as well, the gates are a fixed pruning. Moved: standard deviation of a gate over images.",
+    )
+
+
+def frontier(found: Mapping[str, Records]) -> dict[str, dict[str, tuple[Interval, float, float]]]:
+    """For :func:`studies.figures.frontier_plot`: the published block by λ, from labels alone on."""
+    points: dict[str, dict[str, tuple[Interval, float, float]]] = {}
+    for network, runs in found.items():
+        points[network] = {}
+        for arm in (PUBLISHED, *(name for name in ARMS if name.startswith("λ"))):
+            mine = [run for run in runs if run["arm"] == arm]
+            only, without = (
+                float(np.mean([run[key] for run in mine])) for key in ("only_gates", "without_gates")
+            )
+            label = "0" if arm == PUBLISHED else arm.removeprefix("λ = ")
+            points[network][label] = gains(runs, arm), only, without
+    return points
+
+
+def findings(runs_of_networks: Mapping[str, Records]) -> list[str]:
+    """What the records say, in sentences."""
+    said = []
+    for network, runs in runs_of_networks.items():
+        for row in accuracy_table({network: runs})["rows"]:
+            if row[4] is not None:
+                said.append(
+                    f"{network}, block {row[1]}: accuracy {signed(row[4], 2)} points, {row[5]} (margin "
+                    f"{MARGIN:g} points, {row[2]} seeds)."
+                )
+        for arm in (PUBLISHED, "λ = 1", "through the classifier"):
+            mine = [run for run in runs if run["arm"] == arm]
+            mean = {key: float(np.mean([run[key] for run in mine])) for key in KEPT}
+            said.append(
+                f"{network}, trained with labels, {arm}: the top decile of gates alone keeps "
+                f"{mean['only_gates']:.0%} of the predictions, {mean['without_gates']:.0%} are left without "
+                f"it (random channels: {mean['only_random']:.0%} and {mean['without_random']:.0%}; another "
+                f"image's: {mean['only_another']:.0%} and {mean['without_another']:.0%}); the paper's rule "
+                f"selects nothing on {mean['rule_empty']:.0%} of images; accuracy "
+                f"{signed(gains(runs, arm), 2)} points."
+            )
+    return said
 
 
 def main() -> None:

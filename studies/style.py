@@ -74,5 +74,6 @@ def screen(fig: Figure) -> bytes:
     with Image.open(large) as drawn:
         small = drawn.convert("RGB").resize((drawn.width // 2, drawn.height // 2), Image.Resampling.LANCZOS)
     shown = BytesIO()
-    small.quantize(256, dither=Image.Dither.NONE).save(shown, "PNG", optimize=True)
+    palette = small.quantize(256, dither=Image.Dither.NONE)
+    small.quantize(palette=palette).save(shown, "PNG", optimize=True)  # dithered: photographs show no bands
     return shown.getvalue()

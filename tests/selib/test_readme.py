@@ -77,16 +77,22 @@ def test_its_code_saves_a_heatmap_and_its_names_exist(
 ) -> None:
     first, second = BLOCKS
     monkeypatch.chdir(tmp_path)
-    pixels = torch.randint(256, (300, 400, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save("photo.jpg")
-    code = first.replace("weights=weights)", "weights=None)")  # nothing is downloaded here
+    generator = torch.Generator().manual_seed(0)
+    Path("photos").mkdir()
+    for i in range(12):
+        pixels = torch.randint(256, (300, 400, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{i}.jpg")
+    code = first.replace('weights="DEFAULT"', "weights=None")  # nothing is downloaded here
     assert code != first and len(code.strip().splitlines()) <= 12
     scope: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), scope)  # noqa: S102 (our own page)
     with Image.open("heatmap.png") as picture:
         assert picture.size == (224, 224) and len(picture.getcolors(100_000) or []) > 1000
 
-    explanation = selib.explain(scope["model"], scope["batch"])
+    explanation = scope["ex"]
+    runs, _ = second.split("\n\n")
+    exec(compile(runs, "README.md", "exec"), scope)  # noqa: S102
+    assert Path("m.safetensors").is_file()
     names = set(re.findall(r"\bex\.(\w+)", second))
     assert names == {"heatmap", "gates", "influence", "with_gates", "streams", "modalities"}
     assert all(hasattr(explanation, name) for name in names)
