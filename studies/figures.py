@@ -287,31 +287,34 @@ def difference_plot(
 
 
 @styled
-def frontier_plot(points: Mapping[str, Mapping[str, tuple[Interval, float, float]]]) -> Figure:
-    """What sparse gates cost against what they say, a point for each λ, one panel for each network.
+def frontier_plot(
+    points: Mapping[str, Mapping[str, tuple[Interval, int, float, float]]], margin: float
+) -> Figure:
+    """What sparse gates say, above, and what they cost, below, by λ: one column for each network.
 
     Args:
-        points: {network: {λ: (accuracy minus that without gates, in points; accuracy that the top decile of
-            gates keeps alone, and without it, as shares of the whole)}}, in the order of λ.
+        points: {network: {λ: (accuracy minus that without gates, in points; over how many seeds; the share of
+            the predictions that the top decile of gates keeps alone, and without it)}}, in the order of λ.
+        margin: points of accuracy that a block may cost. Two seeds give no interval worth drawing.
     """
-    fig, axes = figure(3.4 * len(points) + 1.3, 2.8, 1, len(points), sharey=True)
-    for ax, (network, rows) in zip(axes[0], points.items(), strict=True):
-        ax.axvline(0, color="black", linewidth=0.8)
-        gains, only, without = zip(*rows.values(), strict=True)
-        means, lows, highs = zip(*gains, strict=True)
-        for kept, colour, marker, label in (
-            (only, OURS, "o", "top decile only"),
-            (without, OTHERS, "s", "without it"),
-        ):
-            ax.plot(means, kept, "-", color=colour, linewidth=0.8, alpha=0.5)
-            ax.hlines(kept, lows, highs, color=colour, linewidth=1.2, alpha=0.5)
-            ax.plot(means, kept, marker, color=colour, markersize=5, label=label)
-        for name, x, top in zip(rows, means, np.maximum(only, without), strict=True):
-            text = ax.annotate(name, (x, top), (0, 5), textcoords="offset points", ha="center", fontsize=7)
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-        ax.set(title=fitted(network, 3.2), xlabel="accuracy gained, points", ylim=(-0.03, 1.1))
-    axes[0][0].set_ylabel("share of accuracy kept")
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    fig, axes = figure(2.6 * len(points) + 1.3, 4.0, 2, len(points), sharex="col", sharey="row")
+    for (above, below), (network, rows) in zip(axes.T, points.items(), strict=True):
+        gains, seeds, only, without = zip(*rows.values(), strict=True)
+        places = np.arange(len(rows))
+        above.plot(places, only, "o-", color=OURS, markersize=5, label="top decile only")
+        above.plot(places, without, "s-", color=OTHERS, markersize=5, label="without it")
+        below.axhline(0, color="black", linewidth=0.8)
+        below.axhline(-margin, color="black", linewidth=0.8, linestyle=":", label="margin")
+        below.plot(places, [gain.mean for gain in gains], "o", color=OURS, markersize=5)
+        for place, gain, count in zip(places, gains, seeds, strict=True):
+            if count > 2:
+                below.vlines(place, gain.low, gain.high, color=OURS, linewidth=1.6)
+        above.set(title=fitted(network, 2.4), ylim=(-0.03, 1.05))
+        below.set(xlabel="λ", xticks=places, xticklabels=list(rows))
+    axes[0][0].set_ylabel("predictions kept")
+    axes[1][0].set_ylabel("accuracy gained, points")
+    for row in axes:
+        row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return fig
 
 

@@ -246,8 +246,8 @@ def map_explainers(head: OnFeatures, size: Sequence[int], seed: int) -> dict[str
     left_out = (*COINCIDE, "Score-CAM")  # the first are influence, the last needs the images
     found |= {name: one for name, one in cams.items() if name not in left_out}
     found[SAME_COUNT] = partial(_random_channels, head)
-    decile = -(-head.classifier.in_features // 10)
-    found |= baselines.controls(head, "map", count=decile, seed=seed)
+    found[MEAN] = baselines.mean_of_channels(head, "map")
+    found |= {"uniform noise": baselines.uniform_noise(seed), "centre prior": baselines.centre_prior}
     return {name: _at(size, one) for name, one in found.items()}
 
 
@@ -318,7 +318,7 @@ def grids(net: Photographs, count: int, work: Path, *, sure: float = 0.5) -> Mos
     data = ImageSet(
         f"{net.val.name}-mosaics", net.val.split, made.images, made.targets[:, 0], net.val.classes
     )
-    return Mosaics(kept_maps(net.body, data, work, batch_size=8), made.targets)
+    return Mosaics(kept_maps(net.body, data, work, batch_size=8).float(), made.targets)
 
 
 # ---- tables -----------------------------------------------------------------------------------------------

@@ -352,18 +352,17 @@ def premise_table(found: Mapping[str, Records]) -> dict[str, Any]:
     )
 
 
-def frontier(found: Mapping[str, Records]) -> dict[str, dict[str, tuple[Interval, float, float]]]:
+def frontier(found: Mapping[str, Records]) -> dict[str, dict[str, tuple[Interval, int, float, float]]]:
     """For :func:`studies.figures.frontier_plot`: the published block by λ, from labels alone on."""
-    points: dict[str, dict[str, tuple[Interval, float, float]]] = {}
+    points: dict[str, dict[str, tuple[Interval, int, float, float]]] = {}
     for network, runs in found.items():
         points[network] = {}
         for arm in (PUBLISHED, *(name for name in ARMS if name.startswith("λ"))):
             mine = [run for run in runs if run["arm"] == arm]
-            only, without = (
-                float(np.mean([run[key] for run in mine])) for key in ("only_gates", "without_gates")
-            )
+            only = float(np.mean([run["only_gates"] for run in mine]))
+            without = float(np.mean([run["without_gates"] for run in mine]))
             label = "0" if arm == PUBLISHED else arm.removeprefix("λ = ")
-            points[network][label] = gains(runs, arm), only, without
+            points[network][label] = gains(runs, arm), len(mine), only, without
     return points
 
 
@@ -386,7 +385,7 @@ def findings(runs_of_networks: Mapping[str, Records]) -> list[str]:
                 f"it (random channels: {mean['only_random']:.0%} and {mean['without_random']:.0%}; another "
                 f"image's: {mean['only_another']:.0%} and {mean['without_another']:.0%}); the paper's rule "
                 f"selects nothing on {mean['rule_empty']:.0%} of images; accuracy "
-                f"{signed(gains(runs, arm), 2)} points."
+                f"{signed(gains(runs, arm), 2)} points ({len(mine)} seeds)."
             )
     return said
 

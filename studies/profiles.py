@@ -57,7 +57,7 @@ class Profile:
     unlabelled: int = 2000  # photographs that their gates are fitted on, at most
     gate_counts: tuple[int, ...] = (100, 500, 2000)  # and how many of them in the table of gates
     gate_seeds: tuple[int, ...] = (0, 1, 2)  # one fit for each
-    held: int = 1600  # other photographs, for reports; from them
+    held: int = 2500  # other photographs, for reports; from them
     photos: int = 450  # are explained, and
     photos_others: int = 150  # choose thresholds
     mosaics: int = 100  # of the grid pointing game

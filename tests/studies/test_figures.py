@@ -10,6 +10,7 @@ import torch
 
 from selib import plot
 from studies import figures
+from studies.metrics import Interval
 
 
 def test_a_grid_has_a_row_per_sample_or_a_column_when_there_are_many() -> None:
@@ -105,13 +106,17 @@ def test_a_strip_of_channels_outlines_the_object_on_every_tile() -> None:
 
 
 def test_the_frontier_has_a_point_for_each_sparsity() -> None:
-    points = {"λ = 0": ((0.0, -0.1, 0.1), 0.4, 0.9), "λ = 1": ((-0.5, -0.7, -0.3), 0.99, 0.1)}
-    (ax,) = figures.frontier_plot({"net": points}).axes
-    drawn = {line.get_label(): line for line in ax.lines}
-    only, without = drawn["top decile only"], drawn["without it"]
-    assert list(only.get_xdata()) == [0, -0.5] and list(only.get_ydata()) == [0.4, 0.99]
-    assert list(without.get_ydata()) == [0.9, 0.1]
-    assert [t.get_text() for t in ax.texts] == list(points)
+    gains = Interval(0.0, -0.1, 0.1), Interval(-3.0, -14.0, 8.0)
+    points = {"0": (gains[0], 3, 0.4, 0.9), "1": (gains[1], 2, 0.99, 0.1)}
+    above, below = figures.frontier_plot({"net": points}, 0.5).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in above.lines}
+    assert drawn == {"top decile only": [0.4, 0.99], "without it": [0.9, 0.1]}
+    dots = next(line for line in below.lines if line.get_marker() == "o")
+    assert list(dots.get_ydata()) == [0.0, -3.0]
+    assert next(line for line in below.lines if line.get_label() == "margin").get_ydata()[0] == -0.5
+    (bar,) = below.collections  # two seeds give no interval worth drawing
+    assert bar.get_segments()[0][:, 1].tolist() == [-0.1, 0.1]
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["0", "1"]
 
 
 def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:
