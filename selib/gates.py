@@ -41,6 +41,7 @@ from selib.select import NormalQuantile
 WINDOW = 25  # steps over which the loss is averaged, to see whether it still falls
 LEAST, MOST, STEP = 0.01, 1000.0, 4.0  # the λ that a promise is tried with
 HALVINGS = 3  # of the last step of log λ
+SHARPNESS = 4.0  # of gates through the classifier: at 1 they keep 94 % of Lite0's predictions, at 4 98 %
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,8 @@ class _Fit:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             block.restart("paper")
+            if isinstance(block, HeadSEBlock):
+                block.sharpness.fill_(SHARPNESS)
             self.evidence = block.evidence(cache.squeezed)
         block.task = task
 

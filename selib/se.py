@@ -285,11 +285,12 @@ class TargetSEBlock(SEBlock):
 class HeadSEBlock(SEBlock):
     """An SE block whose bottleneck is the classifier, before global average pooling and a linear layer W, b.
 
-        p = softmax(W z + b),    e = z · Wᵀp / (std(z) std(W)),    s = σ(a·e + c)
+        p = softmax(t (W z + b)),    e = z · Wᵀp / (std(z) std(W)),    s = σ(a·e + c)
 
     What the network says about a sample decides which channels are open there: those that its answer rests
     on. Only a and one c a channel are learned, so a hundred unlabelled images do. With one class in place of
-    p, the gates are those of that class.
+    p, the gates are those of that class. The sharpness t is 1; :func:`selib.fit_gates` sets it to 4, so that
+    the answer counts for more than its rivals.
 
     Args:
         layer: the linear layer; it stays the model's, and the block reads its weights as they are.
@@ -313,6 +314,8 @@ class HeadSEBlock(SEBlock):
         self.rectifies = rectifies
 
     def _make(self) -> None:
+        self.sharpness: Tensor
+        self.register_buffer("sharpness", torch.ones(()))
         self.slope = nn.Parameter(torch.ones(()))
         self.offset = nn.Parameter(torch.zeros(self.channels))
 
@@ -329,7 +332,7 @@ class HeadSEBlock(SEBlock):
         weight, bias = self.layer.weight.to(self.offset), self.layer.bias
         z = z.to(weight)
         if p is None:  # not a call of the layer, whose hooks belong to the model's own pass
-            p = F.linear(z, weight, bias if bias is None else bias.to(z)).softmax(1)
+            p = (self.sharpness * F.linear(z, weight, bias if bias is None else bias.to(z))).softmax(1)
         z = z / z.std(1, keepdim=True).clamp_min(LEAST)
         return z * (p @ weight) / weight.std().clamp_min(LEAST)
 

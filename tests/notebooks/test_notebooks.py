@@ -76,13 +76,18 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "spearman/0": (0.4, 1.0),
     },
     "04_objects": {
-        "points/synth-objects/0": (-4.0, 4.0),
-        "gates/synth-objects/0/λ = 1/agrees": (0.93, 1.0),
-        "gates/synth-objects/0/λ = 1/original_only_top": (0.9, 1.0),
-        "scores/label-free gates/0/SE influence/energy/mean": (0.42, 0.75),
-        "scores/label-free gates/0/SE top-gate (paper)/energy/mean": (0.35, 0.75),
-        "scores/label-free gates/0/Grad-CAM/energy/mean": (0.35, 0.75),
-        "scores/label-free gates/0/uniform noise/energy/mean": (0.08, 0.25),  # the object's area is 0.16
+        "gains/lite0/λ = 1/0": (0.5, 1.0),  # from the committed records, in points
+        "gates/0/agreement": (0.85, 1.0),
+        "gates/0/open": (0.003, 0.05),
+        "gates/0/only": (0.9, 1.0),
+        "gates/0/without": (0.0, 0.05),
+        "gates/0/only_another": (0.05, 0.45),
+        "gates/0/only_random": (0.05, 0.45),
+        "gates/1/without": (0.0, 0.9),
+        "scores/lite0/0/SE top-gate (paper)/ap/mean": (0.3, 0.5),
+        "scores/lite0/0/mean of channels/ap/mean": (0.12, 0.28),
+        "scores/lite0/0/influence = CAM = Grad-CAM = HiResCAM/ap/mean": (0.35, 0.55),
+        "scores/lite0/0/uniform noise/ap/mean": (0.1, 0.25),  # the object's area is 0.16
     },
 }
 

@@ -161,8 +161,9 @@ def test_enlarged_sets_are_sets() -> None:
     assert not isinstance(few.images, torch.Tensor), "nothing is resized yet"
     assert torch.equal(few.batch([0, 1]), large.batch([2, 0]))
     assert torch.equal(few.truth([0]), large.truth([2])) and few.targets.tolist() == [0, 0]
-    plain = replace(data, images=large.images[slice(None)], boxes=large.boxes)
-    assert large.fingerprint == plain.fingerprint != data.fingerprint
+    other = replace(data, images=data.images.index_fill(0, torch.tensor([1]), 7))
+    prints = [data.fingerprint, *(x.fingerprint for x in (large, enlarged(data, 24), enlarged(other, 16)))]
+    assert len(set(prints)) == 4 and enlarged(data, 16).fingerprint == large.fingerprint
 
 
 @settings(max_examples=60, deadline=None)
