@@ -96,7 +96,7 @@ def fit_gates(
     epochs: int | None = None,
     lr: float | None = None,
     reduction: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
 ) -> GateReport:
