@@ -41,7 +41,6 @@ from selib.select import NormalQuantile
 WINDOW = 25  # steps over which the loss is averaged, to see whether it still falls
 LEAST, MOST, STEP = 0.01, 1000.0, 4.0  # the λ that a promise is tried with
 HALVINGS = 3  # of the last step of log λ
-SHARPNESS = 4.0  # of gates through the classifier: at 1 they keep 94 % of Lite0's predictions, at 4 98 %
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ def fit_gates(
     form: Form | None = None,
     per_target: bool = False,
     necessity: float = 0.0,
+    sharpness: float = 4.0,
     epochs: int | None = None,
     lr: float | None = None,
     reduction: int | None = None,
@@ -118,6 +118,8 @@ def fit_gates(
         per_target: attach gates for each output; the head must be global average pooling + linear.
         necessity: weight of a second term, -log(1 - p_k) of the predicted class under the gates 1 - s:
             without the open channels the prediction should be lost.
+        sharpness: t of gates through the classifier: at 1 they serve the answer and its rivals by their
+            probabilities and may overturn it, the larger the more they are the gates of the answer alone.
         epochs: passes over the cached features at most, by default about 1,000 steps; a fit ends when its
             loss no longer falls.
         lr: by default 0.1 for ``"head"`` and 0.01 for bottlenecks.
@@ -129,13 +131,13 @@ def fit_gates(
             several lengths, several SE blocks, or one of another kind than asked for, or trained with labels.
     """
     check_fit(task, sparsity, epochs)
-    _check_options(agreement, necessity, form, per_target)
+    _check_options(agreement, necessity, sharpness, form, per_target)
     wanted = BlockOptions(reduction, per_target=per_target, form=form)
     with (
         _block_and_cache(bare(model), loader, wanted, task, seed, progress) as (block, cache),
         unless_it_fails([block]),
     ):
-        fit = _Fit(block, cache, task, necessity, epochs, lr, batch_size, seed, progress)
+        fit = _Fit(block, cache, task, necessity, sharpness, epochs, lr, batch_size, seed, progress)
         if agreement is None:
             fit.learn(sparsity)
         else:
@@ -192,11 +194,15 @@ def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
 
 
-def _check_options(agreement: float | None, necessity: float, form: Form | None, per_target: bool) -> None:
+def _check_options(
+    agreement: float | None, necessity: float, sharpness: float, form: Form | None, per_target: bool
+) -> None:
     if agreement is not None and not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
     if not 0 <= necessity < float("inf"):
         raise ValueError(f"necessity={necessity}: it must be 0 or more")
+    if not 0 < sharpness < float("inf"):
+        raise ValueError(f"sharpness={sharpness}: it must be above 0")
     if form is not None:
         check_form(form, per_target)
 
@@ -249,6 +255,7 @@ class _Fit:
         cache: FeatureCache,
         task: Task,
         necessity: float,
+        sharpness: float,
         epochs: int | None,
         lr: float | None,
         batch_size: int,
@@ -272,7 +279,7 @@ class _Fit:
             torch.manual_seed(seed)
             block.restart("paper")
             if isinstance(block, HeadSEBlock):
-                block.sharpness.fill_(SHARPNESS)
+                block.sharpness.fill_(sharpness)
             self.evidence = block.evidence(cache.squeezed)
         block.task = task
 

@@ -22,7 +22,7 @@ from selib import NormalQuantile, attach_se, cache_features, channel_test, expla
 from selib.explanation import Method
 from selib.forward import attached
 from selib.gates import GateReport
-from selib.heatmap import normalize, resize
+from selib.heatmap import normalize, resize, weighted_sum
 from selib.se import Form
 from studies import baselines, benchmark, channels
 from studies.baselines import Explainer
@@ -243,8 +243,9 @@ def map_explainers(head: OnFeatures, size: Sequence[int], seed: int) -> dict[str
     """Readings of a gated head, the CAM family and controls: last maps -> maps of the truth's size."""
     found: dict[str, Explainer] = {name: partial(reading, head, **how) for name, how in READINGS.items()}
     cams = baselines.cams(head, "map")
-    left_out = (*COINCIDE, "Score-CAM")  # the first are influence, the last needs the images
+    left_out = (*COINCIDE, "Score-CAM", "Ablation-CAM")  # the first are influence, Score-CAM needs the images
     found |= {name: one for name, one in cams.items() if name not in left_out}
+    found["Ablation-CAM"] = partial(ablation_cam, head)
     found[SAME_COUNT] = partial(_random_channels, head)
     found[MEAN] = baselines.mean_of_channels(head, "map")
     found |= {"uniform noise": baselines.uniform_noise(seed), "centre prior": baselines.centre_prior}
@@ -262,6 +263,11 @@ def reading(
 ) -> Tensor:
     """A reading of the SE vector, on last maps: for the targets, or as the network answers."""
     return explain(head, maps).heatmap(method, targets if asked else None, contrast=contrast)
+
+
+def ablation_cam(head: nn.Module, maps: Tensor, targets: Tensor) -> Tensor:
+    """Ablation-CAM without a pass for each channel: what the logit loses without it is its influence."""
+    return weighted_sum(maps, explain(head, maps).influence(targets)).relu()
 
 
 def _at(size: Sequence[int], explainer: Explainer) -> Explainer:

@@ -103,7 +103,7 @@ def test_the_promised_agreement_is_kept_and_a_smaller_one_buys_sparser_gates() -
 
 def fit_of(model: nn.Module, x: Tensor) -> g._Fit:
     block = attach_se(model, x[:2])
-    return g._Fit(block, cache_features(model, batches(x)), "multiclass", 0.0, 1, None, 64, 0, False)
+    return g._Fit(block, cache_features(model, batches(x)), "multiclass", 0.0, 4.0, 1, None, 64, 0, False)
 
 
 @pytest.mark.parametrize("limit", [0.013, 0.02, 0.7, 5.0, 29.0])
@@ -471,6 +471,8 @@ def empty() -> Iterator[Tensor]:
         ({"sparsity": float("inf")}, "sparsity=inf: it must be 0 or more"),
         ({"necessity": -1.0}, "necessity=-1.0: it must be 0 or more"),
         ({"necessity": float("nan")}, "necessity=nan: it must be 0 or more"),
+        ({"sharpness": 0.0}, "sharpness=0.0: it must be above 0"),
+        ({"sharpness": float("inf")}, "sharpness=inf: it must be above 0"),
         ({"agreement": float("nan")}, "agreement=nan: it is a share"),
         ({"form": "tree"}, "form='tree' is unknown"),
         ({"form": "head", "per_target": True}, "per_target=True has bottlenecks of its own"),

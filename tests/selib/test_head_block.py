@@ -58,6 +58,14 @@ def paper() -> tuple[nn.Module, Tensor]:
     return Paper().eval(), means[:, :, None, None] + torch.tensor([-0.5, 0.5])
 
 
+def paper_of_draws() -> Tensor:
+    """Thirty samples whose two logits, z1 + 2 z3 and z2 + z3 + 2, lie within 0.6 of each other, but not closer
+    than 0.1."""
+    means = torch.tensor([[1.0, 2, 3]]).repeat(30, 1)
+    means[:, 0] += torch.linspace(0.1, 0.6, 30) * torch.tensor([1.0, -1]).repeat(15)
+    return means[:, :, None, None] + torch.tensor([-0.5, 0.5])
+
+
 @torch.no_grad()
 def learned(block: SEBlock, slope: float = 2.0, seed: int = 0) -> HeadSEBlock:
     assert isinstance(block, HeadSEBlock)
@@ -220,6 +228,18 @@ def test_heads_that_are_not_linear_streams_and_other_forms() -> None:
             fit_gates(model, [x] * 3, form=asked)  # type: ignore[arg-type]
         assert not attached(model)[""].transparent
         detach_se(model)
+
+
+def test_the_sharper_the_more_are_the_gates_those_of_the_answer() -> None:
+    x, distances = paper_of_draws(), []
+    for sharpness in (1.0, 4.0, 1e4):
+        model = Paper().eval()
+        fit_gates(model, [x], epochs=1, sharpness=sharpness)
+        ex = explain(model, x)
+        assert model.selib_se.sharpness == sharpness
+        own = torch.stack([ex.gates_of(int(k))[i] for i, k in enumerate(ex.predicted)])
+        distances.append(float((ex.gates - own).abs().max()))
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-6
 
 
 def test_which_form_fit_gates_chooses() -> None:
