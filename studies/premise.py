@@ -261,7 +261,8 @@ def train_all(family: Family, folder: Path, part: str = "0/1") -> None:
         if seed == 0:
             networks |= {f"{arm}/{key}": value for key, value in halved(model).items()}
         write_text(folder / f"{name}.json", json.dumps(about, indent=1) + "\n")
-        write(folder / f"{name}.safetensors", networks, {})
+        if networks:
+            write(folder / f"{name}.safetensors", networks, {})
 
 
 def gather(network: str, folder: Path) -> None:
@@ -273,7 +274,8 @@ def gather(network: str, folder: Path) -> None:
     runs.sort(key=lambda run: (order.index(run["arm"]), run["seed"]))
     networks: dict[str, Tensor] = {}
     for part in parts:
-        networks |= load_file(part.with_suffix(".safetensors"))
+        if part.with_suffix(".safetensors").is_file():  # else none of its runs had the first seed
+            networks |= load_file(part.with_suffix(".safetensors"))
     write_text(folder / f"{network}.json", json.dumps(files[0] | {"runs": runs}, indent=1) + "\n")
     write(folder / f"{network}.safetensors", networks, {})
 

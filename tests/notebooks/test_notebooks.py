@@ -46,13 +46,17 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "same/influence": (-0.2, 0.6),  # with a random classifier
     },
     "01_se_block": {
-        "accuracy/trained with SE": (0.93, 1.0),
-        "accuracy/sparse, label-free": (0.93, 1.0),
-        "label_free/agreement": (0.93, 1.0),
-        "open_gates/sparse, label-free": (0.01, 0.2),
-        "curves/sparse, label-free/only the top/2": (0.9, 1.0),  # the top decile alone
-        "curves/sparse, label-free/without the top/2": (0.2, 0.9),
-        "curves/sparse, label-free/random: without/2": (0.93, 1.0),
+        "by_hand/ordinary/0": (0.8, 1.0),  # on what it learned from
+        "by_hand/ordinary/1": (0.4, 0.85),  # and on unseen images
+        "by_hand/through the classifier/1": (0.85, 1.0),
+        "rule_empty/labels alone (paper)": (0.9, 1.0),
+        "rule_empty/label-free": (0.0, 0.1),
+        "curves/labels alone (paper)/without the top/2": (0.8, 1.0),  # the top decile
+        "curves/labels + λ·mean(s)/only the top/2": (0.9, 1.0),
+        "curves/label-free/only the top/2": (0.93, 1.0),
+        "curves/label-free/without the top/2": (0.0, 0.1),
+        "curves/label-free/only another image's/2": (0.05, 0.5),
+        "curves/label-free/random: without/2": (0.7, 1.0),
     },
     "02_celeba": {
         "accuracy/without": (0.92, 1.0),  # saying the more frequent answer gives 0.8
