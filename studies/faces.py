@@ -20,8 +20,8 @@ from studies.benchmark import Scores
 from studies.data import FaceSet, available, load_faces
 from studies.explainers import CHANCE, controls_of, last_map, others_of, se_explainers
 from studies.metrics import Interval
-from studies.objects import Recipe
 from studies.profiles import Profile
+from studies.recipes import Recipe
 from studies.training import on_gpu, with_new_gates
 from studies.twins.faces import REGIONS
 

@@ -15,15 +15,6 @@ class Profile:
     """
 
     name: str = "standard"
-    cifar_epochs: int = 1  # passes over the CIFAR-10 training images on a CPU, with the small network
-    tiny_epochs: int = 4  # passes over the Tiny-ImageNet training images on a CPU, with the small network
-    gpu_epochs: int | None = None  # passes on a GPU, with ResNet-18; None: there as on a CPU
-    tiny_classes: int = 20  # the first so many Tiny-ImageNet classes, in sorted order
-    train_limit: int | None = (
-        None  # training images kept of a real set, balanced over classes; None keeps all
-    )
-    twin_train: int = 3000  # images of synth-objects to render and train on
-    twin_epochs: int = 2  # passes over them
     face_train: int = 2500  # images of synth-faces to render and train on
     face_test: int = 1000  # and to report on
     face_seeds: tuple[int, ...] = (0, 1, 2)  # one training run for each, with SE and without
@@ -51,7 +42,6 @@ class Profile:
     speaker_explained: int = 16  # clips in tables of localisation and of modalities, for each condition
     speaker_gate_clips: int = 64  # clips that label-free gates are learned from
     speaker_gate_epochs: int = 12  # passes over them
-    seeds: tuple[int, ...] = (0,)  # one training run per seed; intervals over seeds need at least three
     gate_epochs: int | None = None  # passes of the gate fit over cached features; None leaves it to fit_gates
     frozen: tuple[str, ...] = ("lite0", "lite1", "lite2")  # pretrained networks of the object study
     unlabelled: int = 2000  # photographs that their gates are fitted on, at most
@@ -71,11 +61,6 @@ class Profile:
 
 SMOKE = Profile(
     name="smoke",
-    tiny_epochs=1,
-    tiny_classes=5,
-    train_limit=1500,
-    twin_train=800,
-    twin_epochs=1,
     face_train=300,
     face_test=120,
     face_seeds=(0,),
@@ -112,12 +97,6 @@ SMOKE = Profile(
 
 FULL = Profile(
     name="full",
-    cifar_epochs=3,
-    tiny_epochs=6,
-    gpu_epochs=60,
-    tiny_classes=50,
-    twin_train=8000,
-    twin_epochs=4,
     face_train=5000,
     face_test=1500,
     face_epochs=10,
@@ -136,7 +115,6 @@ FULL = Profile(
     speaker_explained=40,
     speaker_gate_clips=200,
     speaker_gate_epochs=20,
-    seeds=(0, 1, 2),
     mosaics=200,
     road_images=120,
     train_premise=True,
@@ -168,3 +146,8 @@ def base() -> Path:
     """
     here = Path.cwd()
     return here.parent if here.name == "notebooks" else here
+
+
+def checkpoints(sizes: Profile) -> Path:
+    """Where notebooks leave networks and features: SELIB_CHECKPOINTS, else ``runs/<profile>/checkpoints``."""
+    return Path(os.environ.get("SELIB_CHECKPOINTS") or base() / "runs" / sizes.name / "checkpoints")

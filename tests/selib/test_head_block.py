@@ -59,8 +59,7 @@ def paper() -> tuple[nn.Module, Tensor]:
 
 
 def paper_of_draws() -> Tensor:
-    """Thirty samples whose two logits, z1 + 2 z3 and z2 + z3 + 2, lie within 0.6 of each other, but not closer
-    than 0.1."""
+    """Thirty samples whose two logits, z1 + 2 z3 and z2 + z3 + 2, differ by 0.1 to 0.6."""
     means = torch.tensor([[1.0, 2, 3]]).repeat(30, 1)
     means[:, 0] += torch.linspace(0.1, 0.6, 30) * torch.tensor([1.0, -1]).repeat(15)
     return means[:, :, None, None] + torch.tensor([-0.5, 0.5])

@@ -15,7 +15,7 @@ import studies.data
 import studies.networks
 from studies import explainers, face_parts
 from studies import faces as attributes
-from studies import objects as recipe
+from studies import recipes as recipe
 from studies.baselines import Explainer
 from studies.data import FaceSet, load_faces
 from studies.data import faces as celeba

@@ -99,22 +99,3 @@ def test_the_gain_table_marks_primaries_and_adjusts_the_others() -> None:
     assert "| n | p (Holm) |" in table(spec) and "for 2 comparisons" in spec["notes"][1]
     with pytest.raises(ValueError, match="primary=.*'ap'.*are not among"):
         tables.gain_table({"net": [ONE]}, pairs, [], primary=[("net", "a", "b", "ap")])
-
-
-def test_accuracy_in_points_by_seed() -> None:
-    right, wrong = np.ones(10), np.zeros(10)
-    half = np.arange(10) % 2 * 1.0
-    spec, points = tables.accuracy_table({"x": [(right, half), (half, wrong)]}, resamples=200)
-    assert spec["rows"][0][1:3] == [0.75, 0.25] and spec["rows"][0][4] == "+50.00, +50.00"
-    assert points["x"].mean == pytest.approx(50) and points["x"].low < 50 < points["x"].high
-
-
-def test_the_gate_table_gives_shares_of_the_original_accuracy() -> None:
-    kinds = dict.fromkeys(["original", *tables.GATE_COLUMNS], np.array([1.0, 0.0]))
-    kinds |= {"agrees": np.array([1.0, 1.0]), "without_top": np.zeros(2)}
-    spec = tables.gate_table({"x": [{"λ = 1": {"right": kinds, "open_gates": 0.25}}]})
-    row = dict(zip(spec["columns"], spec["rows"][0], strict=True))
-    assert (
-        row["data, setting"] == "x, λ = 1" and row["original accuracy"] == 0.5 and row["gates open"] == 0.25
-    )
-    assert (row["agrees"], row["gated"], row["gated: without"]) == ("100.0 %", "100.0 %", "0.0 %")

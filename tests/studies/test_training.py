@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import selib
 from selib.forward import attached
-from studies import objects, training
+from studies import recipes, training
 from studies.data import ImageSet
 from studies.networks import SHIPPED
-from studies.objects import Recipe
+from studies.recipes import Recipe
 
 
 def images(seed: int = 0, count: int = 70, name: str = "synth-objects") -> ImageSet:
@@ -57,7 +57,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def run(recipe: Recipe, out: Path, **options: Any) -> tuple[nn.Module, Any]:
-    return objects.trained(recipe, out=out, **{"se": True, "seed": 0, "progress": False, **options})
+    return recipes.trained(recipe, out=out, **{"se": True, "seed": 0, "progress": False, **options})
 
 
 def test_the_same_run_is_trained_once_and_then_loaded(
@@ -115,7 +115,7 @@ def test_another_start_is_another_run(
     start = replace(recipe, from_shipped=True)
     for seed in (3, 4):  # the shipped file is replaced under the same name
         torch.manual_seed(seed)
-        model = objects.build("small_resnet", 10, image_size=32)
+        model = recipes.build("small_resnet", 10, image_size=32)
         selib.save_checkpoint(
             model, shipped, architecture="small_resnet", classes=recipe.train.classes, image_size=32
         )
@@ -130,7 +130,7 @@ def test_forms_and_seeds_are_runs_of_their_own(recipe: Recipe, tmp_path: Path, t
     assert trainings == [1, 1, 1, 1]
     names = sorted(folder.name.rsplit("-", 1)[0] for folder in tmp_path.iterdir())
     assert names == ["set-plain-seed0", "set-se-per-target-seed0", "set-se-seed0", "set-se-seed1"]
-    plain, *with_se = (objects.network(recipe, se=se, seed=0).state_dict() for se in (False, True))
+    plain, *with_se = (recipes.network(recipe, se=se, seed=0).state_dict() for se in (False, True))
     assert all(torch.equal(plain[key], with_se[0][key]) for key in plain)
     assert [gates(model).ndim for model in found[1:3]] == [2, 3] and not attached(found[0])
 
@@ -144,7 +144,7 @@ def test_a_broken_network_file_is_named(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_new_gates_are_on_a_copy_and_start_from_their_seed(recipe: Recipe) -> None:
-    model = objects.network(recipe, se=False, seed=0).eval()
+    model = recipes.network(recipe, se=False, seed=0).eval()
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first, second, other = (
