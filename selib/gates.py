@@ -91,7 +91,6 @@ def fit_gates(
     task: Task = "multiclass",
     form: Form | None = None,
     per_target: bool = False,
-    necessity: float = 0.0,
     sharpness: float = 4.0,
     epochs: int | None = None,
     lr: float | None = None,
@@ -116,8 +115,6 @@ def fit_gates(
         form: of a block that is attached here; by default ``"head"``, gates through the classifier, where the
             outputs are classes behind global average pooling + linear, else ``"bottleneck"``.
         per_target: attach gates for each output; the head must be global average pooling + linear.
-        necessity: weight of a second term, -log(1 - p_k) of the predicted class under the gates 1 - s:
-            without the open channels the prediction should be lost.
         sharpness: t of gates through the classifier: at 1 they serve the answer and its rivals by their
             probabilities and may overturn it, the larger the more they are the gates of the answer alone.
         epochs: passes over the cached features at most, by default about 1,000 steps; a fit ends when its
@@ -131,13 +128,13 @@ def fit_gates(
             several lengths, several SE blocks, or one of another kind than asked for, or trained with labels.
     """
     check_fit(task, sparsity, epochs)
-    _check_options(agreement, necessity, sharpness, form, per_target)
+    _check_options(agreement, sharpness, form, per_target)
     wanted = BlockOptions(reduction, per_target=per_target, form=form)
     with (
         _block_and_cache(bare(model), loader, wanted, task, seed, progress) as (block, cache),
         unless_it_fails([block]),
     ):
-        fit = _Fit(block, cache, task, necessity, sharpness, epochs, lr, batch_size, seed, progress)
+        fit = _Fit(block, cache, task, sharpness, epochs, lr, batch_size, seed, progress)
         if agreement is None:
             fit.learn(sparsity)
         else:
@@ -194,13 +191,9 @@ def check_fit(task: Task, sparsity: float, epochs: int | None) -> None:
         raise ValueError(f"epochs={epochs}: at least 1 is needed")
 
 
-def _check_options(
-    agreement: float | None, necessity: float, sharpness: float, form: Form | None, per_target: bool
-) -> None:
+def _check_options(agreement: float | None, sharpness: float, form: Form | None, per_target: bool) -> None:
     if agreement is not None and not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement}: it is a share of the predictions, between 0 and 1")
-    if not 0 <= necessity < float("inf"):
-        raise ValueError(f"necessity={necessity}: it must be 0 or more")
     if not 0 < sharpness < float("inf"):
         raise ValueError(f"sharpness={sharpness}: it must be above 0")
     if form is not None:
@@ -254,7 +247,6 @@ class _Fit:
         block: SEBlock,
         cache: FeatureCache,
         task: Task,
-        necessity: float,
         sharpness: float,
         epochs: int | None,
         lr: float | None,
@@ -265,7 +257,7 @@ class _Fit:
         if len(cache.logits) < 3:
             raise ValueError("fit_gates needs at least three images: two of them are held out")
         refuse_trained(cache.scales)
-        self.block, self.cache, self.task, self.necessity = block, cache, task, necessity
+        self.block, self.cache, self.task = block, cache, task
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self.lr = lr or (0.1 if isinstance(block, HeadSEBlock) else 0.01)
         order = torch.randperm(len(cache.logits), generator=torch.Generator().manual_seed(seed))
@@ -340,11 +332,7 @@ class _Fit:
         # Each output with gates and a decision of its own is a problem of its own, with a λ of its own.
         if isinstance(block, TargetSEBlock) and self.task == "multilabel":
             sparsity *= block.targets
-        loss = divergence(cache.logits[rows], cache.run(gates, rows), self.task) + sparsity * gates.mean()
-        if self.necessity:
-            lost = lost_without(cache.logits[rows], cache.run(1 - gates, rows), self.task)
-            loss = loss + self.necessity * lost
-        return loss
+        return divergence(cache.logits[rows], cache.run(gates, rows), self.task) + sparsity * gates.mean()
 
     @torch.no_grad()
     def _agreement(self, rows: Tensor) -> float:
@@ -400,17 +388,6 @@ def bernoulli_kl(teacher: Tensor, student: Tensor) -> Tensor:
     """KL( Bernoulli(σ(a)) || Bernoulli(σ(b)) ) in nats, element by element, from logits of any size."""
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     return yes + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-
-
-def lost_without(teacher: Tensor, student: Tensor, task: Task) -> Tensor:
-    """-log(1 - p) of the teacher's decisions by the student's logits (…, K): the mean over samples or frames.
-
-    For ``multilabel`` the sum over the decisions that are yes.
-    """
-    if task == "multilabel":
-        return (-F.logsigmoid(-student) * (teacher > 0)).sum(-1).mean()
-    p = student.softmax(-1).gather(-1, teacher.argmax(-1, keepdim=True))
-    return -torch.log1p(-p.clamp(max=1 - 1e-6)).mean()
 
 
 def gradients_of(loss: Tensor, weights: Sequence[nn.Parameter]) -> None:

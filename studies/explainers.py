@@ -32,7 +32,7 @@ SAME_AS_CAM = "CAM = Grad-CAM = HiResCAM = XGrad-CAM"
 def se_explainers(model: nn.Module) -> dict[str, Explainer]:
     """The readings of a model's SE vector, and as many random channels as "top-gate" selects in the image."""
     readings = {name: partial(_reading, model, *how) for name, how in READINGS.items()}
-    return {**readings, SAME_COUNT: partial(_random_channels, model)}
+    return {**readings, SAME_COUNT: partial(random_channels_of, model)}
 
 
 def _reading(
@@ -41,7 +41,7 @@ def _reading(
     return explain(model, images).heatmap(method, targets, select=select)
 
 
-def _random_channels(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def random_channels_of(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     ex = explain(model, images)
     counts = ex.selected("top-gate", targets).sum(1).cpu()
     channels = ex.features.shape[1]

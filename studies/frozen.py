@@ -27,7 +27,7 @@ from selib.se import Form
 from studies import baselines, benchmark, channels
 from studies.baselines import Explainer
 from studies.data import ImageSet, available, enlarged, imagenet_sample, load, pets, tiny_wnids
-from studies.explainers import COINCIDE, SAME_COUNT, _random_channels
+from studies.explainers import COINCIDE, SAME_COUNT, random_channels_of
 from studies.features import OnFeatures, head_of, kept_maps, pooled
 from studies.metrics import bootstrap, paired
 from studies.mosaics import Mosaics, mosaics
@@ -246,7 +246,7 @@ def map_explainers(head: OnFeatures, size: Sequence[int], seed: int) -> dict[str
     left_out = (*COINCIDE, "Score-CAM", "Ablation-CAM")  # the first are influence, Score-CAM needs the images
     found |= {name: one for name, one in cams.items() if name not in left_out}
     found["Ablation-CAM"] = partial(ablation_cam, head)
-    found[SAME_COUNT] = partial(_random_channels, head)
+    found[SAME_COUNT] = partial(random_channels_of, head)
     found[MEAN] = baselines.mean_of_channels(head, "map")
     found |= {"uniform noise": baselines.uniform_noise(seed), "centre prior": baselines.centre_prior}
     return {name: _at(size, one) for name, one in found.items()}

@@ -282,8 +282,6 @@ def gather(network: str, folder: Path) -> None:
 
 # ---- tables -----------------------------------------------------------------------------------------------
 
-KEPT = [f"{end}_{kind}" for end in ("only", "without") for kind in ("gates", "random", "another")]
-KEPT += ["rule_empty"]
 MARGIN = 0.5  # points of accuracy that a block may cost and still be called harmless; fixed beforehand
 Records = Sequence[Mapping[str, Any]]
 
@@ -299,8 +297,8 @@ def accuracy_table(found: Mapping[str, Records]) -> dict[str, Any]:
     rows = []
     for network, runs in found.items():
         for arm in COMPARED:
-            mine = [run for run in runs if run["arm"] == arm]
-            row: list[Any] = [network, arm, len(mine), float(np.mean([run["accuracy"] for run in mine]))]
+            count = sum(run["arm"] == arm for run in runs)
+            row: list[Any] = [network, arm, count, means(runs, arm)["accuracy"]]
             if arm == WITHOUT:
                 row += [None, None]
             else:
@@ -315,6 +313,13 @@ def accuracy_table(found: Mapping[str, Records]) -> dict[str, Any]:
         f"Non-inferior: the interval lies above -{MARGIN:g} points, a margin fixed beforehand; harmed: below "
         "zero and reaching under the margin; else undecided.",
     )
+
+
+def means(runs: Records, arm: str) -> dict[str, float]:
+    """The means over seeds of what was measured on an arm."""
+    mine = [run for run in runs if run["arm"] == arm]
+    measures = [key for key in mine[0] if key not in ("arm", "seed", "loss", "seconds")]
+    return {key: float(np.mean([run[key] for run in mine])) for key in measures}
 
 
 PREMISE = {
@@ -334,10 +339,8 @@ def premise_table(found: Mapping[str, Records]) -> dict[str, Any]:
     rows = []
     for network, runs in found.items():
         for arm in ARMS:
-            mine = [run for run in runs if run["arm"] == arm]
-            numbers = [key for key in mine[0] if key not in ("arm", "seed", "loss", "seconds")]
-            mean = {key: float(np.mean([run[key] for run in mine])) for key in numbers}
-            row: list[Any] = [network, f"{arm} ({len(mine)})", mean["accuracy"]]
+            mean, count = means(runs, arm), sum(run["arm"] == arm for run in runs)
+            row: list[Any] = [network, f"{arm} ({count})", mean["accuracy"]]
             row += [f"{100 * mean[key]:.0f} %" if key in mean else "" for key in ("open", "rule_empty")]
             row.append(f"{mean['moved']:.3f}" if "moved" in mean else "")
             for kind in ("gates", "another", "random", "influence"):
@@ -360,11 +363,9 @@ def frontier(found: Mapping[str, Records]) -> dict[str, dict[str, tuple[Interval
     for network, runs in found.items():
         points[network] = {}
         for arm in (PUBLISHED, *(name for name in ARMS if name.startswith("λ"))):
-            mine = [run for run in runs if run["arm"] == arm]
-            only = float(np.mean([run["only_gates"] for run in mine]))
-            without = float(np.mean([run["without_gates"] for run in mine]))
+            mean, count = means(runs, arm), sum(run["arm"] == arm for run in runs)
             label = "0" if arm == PUBLISHED else arm.removeprefix("λ = ")
-            points[network][label] = gains(runs, arm), len(mine), only, without
+            points[network][label] = gains(runs, arm), count, mean["only_gates"], mean["without_gates"]
     return points
 
 
@@ -379,15 +380,14 @@ def findings(runs_of_networks: Mapping[str, Records]) -> list[str]:
                     f"{MARGIN:g} points, {row[2]} seeds)."
                 )
         for arm in (PUBLISHED, "λ = 1", "through the classifier"):
-            mine = [run for run in runs if run["arm"] == arm]
-            mean = {key: float(np.mean([run[key] for run in mine])) for key in KEPT}
+            mean, count = means(runs, arm), sum(run["arm"] == arm for run in runs)
             said.append(
                 f"{network}, trained with labels, {arm}: the top decile of gates alone keeps "
                 f"{mean['only_gates']:.0%} of the predictions, {mean['without_gates']:.0%} are left without "
                 f"it (random channels: {mean['only_random']:.0%} and {mean['without_random']:.0%}; another "
                 f"image's: {mean['only_another']:.0%} and {mean['without_another']:.0%}); the paper's rule "
                 f"selects nothing on {mean['rule_empty']:.0%} of images; accuracy "
-                f"{signed(gains(runs, arm), 2)} points ({len(mine)} seeds)."
+                f"{signed(gains(runs, arm), 2)} points ({count} seeds)."
             )
     return said
 

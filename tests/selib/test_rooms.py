@@ -140,6 +140,6 @@ def test_functions_are_short() -> None:
 def test_the_house_does_not_grow_and_is_formatted_throughout() -> None:
     # The aim is 4,500 and 11,500 lines; these are today's, so that the way there goes down only.
     selib = sum(length(name) for name in FILES if name.partition(".")[0] == "selib")
-    assert selib <= 5_420
-    assert sum(map(length, FILES)) <= 17_780
+    assert selib <= 5_410
+    assert sum(map(length, FILES)) <= 17_560
     assert not [name for name, path in FILES.items() if "fmt: skip" in path.read_text()]
