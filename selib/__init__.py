@@ -22,13 +22,14 @@ _WHERE = {
     "gates": ("GateReport", "fit_gates"),
     "modalities": ("Modalities",),
     "native": ("native_se",),
+    "portable": ("Portable", "export", "save_onnx"),
     "se": ("HeadSEBlock", "SEBlock", "TargetSEBlock"),
     "select": ("All", "Channels", "NormalQuantile", "Threshold", "TopFraction", "TopK"),
     "stream_gates": ("StreamGateReport", "fit_stream_gates"),
     "scores": ("attribute_scores",),
     "train": ("evaluate", "fit", "predict"),
 }
-_MODULES = ("files", "heatmap", "pixels", "plot", "video", "widgets")
+_MODULES = ("files", "heatmap", "images", "pixels", "plot", "video", "widgets")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from selib import files as files
 from selib import heatmap as heatmap
+from selib import images as images
 from selib import pixels as pixels
 from selib import plot as plot
 from selib import video as video
@@ -22,6 +23,9 @@ from selib.gates import GateReport as GateReport
 from selib.gates import fit_gates as fit_gates
 from selib.modalities import Modalities as Modalities
 from selib.native import native_se as native_se
+from selib.portable import Portable as Portable
+from selib.portable import export as export
+from selib.portable import save_onnx as save_onnx
 from selib.scores import attribute_scores as attribute_scores
 from selib.se import HeadSEBlock as HeadSEBlock
 from selib.se import SEBlock as SEBlock

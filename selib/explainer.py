@@ -25,6 +25,7 @@ from selib.forward import (
     to_device,
 )
 from selib.heatmap import input_space
+from selib.images import Transform, are_images, prepared
 from selib.layout import Space, grid_of, input_spaces
 from selib.native import find_native
 from selib.se import HeadSEBlock, SEBlock, TargetSEBlock
@@ -35,20 +36,30 @@ _OTHER_HEAD = (
 )
 
 
-def explain(model: nn.Module, inputs: Inputs) -> Explanation:
+def explain(model: nn.Module, inputs: Any, *, transform: Transform | None = None) -> Explanation:
     """Explain a batch with one forward pass and no gradients.
 
     Args:
         model: with an SE block attached by ``attach_se`` or ``fit_gates``, or with SE blocks of its own, of
             which the last one is read.
-        inputs: a batch as the model takes it: a tensor, a tuple of arguments or a dict of keyword arguments.
+        inputs: a batch as the model takes it: a float tensor, a tuple of arguments or a dict of keyword
+            arguments. Or images: uint8 (N, 3, H, W), NumPy (N, H, W, 3), PIL images, file names, a folder, or
+            a list of any of these.
+        transform: what turns a PIL image into what the model takes, such as ``weights.transforms()`` of
+            torchvision. By default a timm network's own configuration, and that of ImageNet's classifiers for
+            others: the shorter side to 256 pixels and the central 224 x 224. Arrays keep their size.
 
     Raises:
+        TypeError: inputs of another kind.
         ValueError: the model has no SE block, does not return logits (B, K) or (B, T, K), or has another head
-            than its block was attached to.
+            than its block was attached to; an image cannot be read.
     """
+    images = prepared(model, inputs, transform) if are_images(inputs) else None
     with SEExplainer(model) as explainer:
-        return explainer(inputs)
+        ex = explainer(inputs if images is None else images.batch)
+    if images is not None:
+        ex._pixels = images.pixels
+    return ex
 
 
 class SEExplainer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from selib import modalities
 from selib.forward import Head, evaluating
 from selib.heatmap import at_maxima, normalize, resize, spread, weighted_sum
+from selib.images import preparation_of, shown
 from selib.layout import Space
 from selib.modalities import Modalities
 from selib.se import HeadSEBlock, channels_first, scaled
@@ -58,12 +59,56 @@ class Explanation:
         self.input_size = input_size
         self.streams: dict[str, Explanation] = {}
         self._raw, self._head = raw, head
+        self._pixels: list[Tensor] | None = None  # of images that were prepared here
         self._influence: dict[tuple[object, ...], Tensor] = {}  # by target, contrast and whether gated
 
     @property
     def predicted(self) -> Tensor:
         """(B,) or (B, T) index of the largest logit."""
         return self.logits.argmax(-1)
+
+    @property
+    def pixels(self) -> list[Tensor]:
+        """What is shown of the images, uint8 (3, H, W) each: what the network saw of them.
+
+        Raises:
+            ValueError: the inputs are no images.
+        """
+        if self._pixels is None:
+            inputs = self._head.inputs
+            if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+                raise ValueError("the inputs are no images (B, 3, H, W): there are no pixels to show")
+            how = preparation_of(self._head.model)
+            self._pixels = [shown(image, how) for image in inputs]
+        return self._pixels
+
+    def show(
+        self,
+        method: Method = "influence",
+        target: Target = None,
+        *,
+        contrast: bool = False,
+        select: Select | None = None,
+        classes: Sequence[str] = (),
+    ) -> Any:
+        """The images, each beside its heatmap, as one PIL image; a notebook draws it.
+
+        Args:
+            method, target, contrast, select: as of :meth:`heatmap`.
+            classes: the names of the outputs.
+        """
+        from PIL import Image
+
+        from selib import plot
+
+        heatmaps = self.heatmap(method, target, contrast=contrast, select=select)
+        number = self._targets(target).tolist()
+        names = [classes[k] if classes else f"class {k}" for k in number]
+        rows = []
+        for image, heatmap, name in zip(self.pixels, heatmaps, names, strict=True):
+            pictures = [plot.rgb(image), plot.overlay(image, heatmap)]
+            rows.append(plot.row_of(pictures, ["", f"{name}: {method}"]))
+        return Image.fromarray(plot.column_of(rows))
 
     # ---- heatmaps ----------
 
@@ -169,13 +214,7 @@ class Explanation:
             with torch.no_grad():
                 asked = F.one_hot(self._targets(target), self.logits.shape[1])
                 return block.opened(block.evidence(block.squeeze(self._raw), asked.to(block.offset)))
-        return self._of_target(self.gates, target)
-
-    def _of_target(self, values: Tensor, target: Target) -> Tensor:
-        """Values (B, C), or of (B, K, C) those of the target."""
-        if values.ndim == 2:
-            return values
-        return values[torch.arange(len(values), device=values.device), self._targets(target)]
+        return of_target(self.gates, self._targets(target))
 
     def channel_weights(
         self, method: Method = "influence", target: Target = None, *, contrast: bool = False
@@ -232,15 +271,11 @@ class Explanation:
     def _weights(self, targets: Tensor, contrast: bool, gated: bool) -> Tensor:
         """What the mean of each map weighs in the target's logit, or log-odds, of a linear head: (B, C)."""
         assert self._head.linear is not None
-        weight, scales = self._head.linear.weight, self._scales(gated)
-        own = weight[targets] * self._of_target(scales, targets)
-        if not (contrast and self._shares_one()):
-            return own
-        logits = self.with_gates(lambda s: s) if gated else self.logits
-        rest = _without(logits, targets).softmax(1)  # p_j / (1 - p_k)
-        if scales.ndim == 2:
-            return own - rest @ weight * scales
-        return own - torch.einsum("bk,kc,bkc->bc", rest, weight, scales)
+        rest = None
+        if contrast and self._shares_one():
+            logits = self.with_gates(lambda s: s) if gated else self.logits
+            rest = without(logits, targets).softmax(1)  # p_j / (1 - p_k)
+        return logit_weights(self._head.linear.weight, targets, self._scales(gated), rest)
 
     def _shares_one(self) -> bool:
         """Whether the outputs are classes, whose probabilities add up to one."""
@@ -259,7 +294,7 @@ class Explanation:
         found = []
         with evaluating(head.model):
             head.prepare()
-            maps = head.effective(self._scaled(self._of_target(self._scales(gated), targets)))
+            maps = head.effective(self._scaled(of_target(self._scales(gated), targets)))
             for sample in range(len(maps)):
                 row, fallen = maps[sample : sample + 1], []
                 for part in kept.split(max(1, CHUNK // row.numel())):
@@ -269,7 +304,7 @@ class Explanation:
                     index = targets[sample].expand(len(scales), *targets.shape[1:])[..., None]
                     score = logits.gather(-1, index)[..., 0]
                     if contrast and self._shares_one():
-                        score = score - _without(logits, index[..., 0]).logsumexp(-1)
+                        score = score - without(logits, index[..., 0]).logsumexp(-1)
                     base, *others = score
                     fallen.append(base - torch.stack(others))
                 found.append(torch.cat(fallen))
@@ -342,6 +377,31 @@ class Explanation:
         return given if by_frame else given.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-def _without(logits: Tensor, targets: Tensor) -> Tensor:
+def logit_weights(weight: Tensor, targets: Tensor, scales: Tensor, rest: Tensor | None) -> Tensor:
+    """What the mean of each map weighs in the target's logit: w_k, times the scales of F.
+
+    Args:
+        weight: (K, C), of the linear layer.
+        targets: (B,).
+        scales: (B, C), or (B, K, C) where every target has its own.
+        rest: p_j / (1 - p_k), (B, K) and 0 at the target: then in its log-odds, w_k - Σ_j rest_j w_j.
+
+    Returns:
+        (B, C).
+    """
+    if scales.ndim == 2:
+        return (weight[targets] if rest is None else weight[targets] - rest @ weight) * scales
+    own = weight[targets] * of_target(scales, targets)
+    return own if rest is None else own - torch.einsum("bk,kc,bkc->bc", rest, weight, scales)
+
+
+def of_target(values: Tensor, targets: Tensor) -> Tensor:
+    """Values (B, C), or of (B, K, C) those of the targets (B,)."""
+    if values.ndim == 2:
+        return values
+    return values[torch.arange(values.shape[0], device=values.device), targets]
+
+
+def without(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits (…, K) in which that of the target (…) is minus infinity."""
     return logits.scatter(-1, targets[..., None], -torch.inf)

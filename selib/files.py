@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from selib import plot
 from selib.atomic import replacing, write_text
-from selib.attach import attach_se
-from selib.checkpoint import load_checkpoint
 from selib.explainer import SEExplainer
 from selib.explanation import Method
-from selib.forward import attached
-from selib.native import native_se
-from selib.pixels import normalize
+from selib.images import SUFFIXES as IMAGES
+from selib.images import read_image
+from selib.loading import Loaded
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 SHEET = 48  # pictures on a contact sheet
 THUMBNAIL = 160  # pixels, high and wide
@@ -39,39 +37,32 @@ Part = tuple[Line, Tensor]  # of an image or frame: its line, and its overlay as
 Ask = Callable[[Tensor], tuple[Picture, Line]]  # an image uint8 (3, H, W) -> its overlay and its line
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file, turned upright: RGB uint8 (3, H, W). ValueError for a damaged file, or no image."""
-    try:
-        picture = ImageOps.exif_transpose(Image.open(path))
-        if picture.mode.startswith("I"):  # 16 bits, as X-rays have; Pillow would cut them off at 255
-            grey = np.asarray(picture, dtype=np.float64) / 257
-            picture = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
-        return _tensor(picture.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        raise ValueError(f"{path} is not a readable image ({error}): replace it or leave it out") from None
-
-
 def explain_files(
-    paths: Sequence[Path], checkpoint: Path, out: Path, method: Method, target: str | None
+    jobs: Mapping[str, Path],
+    loaded: Loaded,
+    out: Path,
+    method: Method,
+    target: str | None,
+    gates: bool = False,
 ) -> int:
-    """Explain images and videos with the model of a checkpoint, and write everything into the folder ``out``.
+    """Explain images and videos with a model, and write everything into the folder ``out``.
 
     ``<name>.png`` is the overlay of an image and ``<name>.mp4`` that of a video. ``contact_sheet.png`` (and
     ``contact_sheet_2.png``, …) shows them, and ``explanations.jsonl`` has a line for each image and frame. A
     file that cannot be read is reported on stderr and skipped; the number of these is returned.
 
     Args:
-        paths: files, and folders whose images and videos are taken at any depth.
+        jobs: of :func:`find_jobs`.
         target: a class by name or number; by default the one with the largest logit.
+        gates: whether the lines have the gates of every channel.
     """
-    todo, skipped = _jobs(paths, out), 0
-    model, meta = _model(checkpoint, method)
-    number = _class_number(target, meta["classes"])
+    skipped = 0
+    number = _class_number(target, loaded.classes)
     lines: list[str] = []
     shown: list[tuple[str, Tensor]] = []  # titles and pictures of the contact sheets
-    with SEExplainer(model) as explainer:
-        ask = partial(_explain, explainer, meta, method, number)
-        bar = tqdm(todo.items(), desc="explain", unit="file", disable=len(todo) < 2, leave=False)
+    with SEExplainer(loaded.model) as explainer:
+        ask = partial(_explain, explainer, loaded, method, number, gates)
+        bar = tqdm(jobs.items(), desc="explain", unit="file", disable=len(jobs) < 2, leave=False)
         for name, path in bar:
             explain = _explain_video if path.suffix.lower() in VIDEOS else _explain_image
             try:
@@ -93,8 +84,19 @@ def explain_files(
     return skipped
 
 
-def _jobs(paths: Sequence[Path], out: Path) -> dict[str, Path]:
-    """The files to explain by the names of their overlays in ``out``; what lies in ``out`` is left out."""
+def find_jobs(patterns: Sequence[str], out: Path) -> dict[str, Path]:
+    """The files to explain by the names of their overlays in ``out``; what lies in ``out`` is left out.
+
+    Args:
+        patterns: files; folders, whose images and videos are taken at any depth; patterns such as
+            ``photos/*.jpg`` that the shell left as they are.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        named = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+        if not named:
+            raise FileNotFoundError(f"{pattern}: no such file")
+        paths += [Path(name) for name in named]
     jobs: dict[str, Path] = {}
     for path in paths:
         root, files = path.parent, [path]
@@ -107,28 +109,12 @@ def _jobs(paths: Sequence[Path], out: Path) -> dict[str, Path]:
         for file in files:
             suffix = ".mp4" if file.suffix.lower() in VIDEOS else ".png"
             name = file.relative_to(root).with_suffix(suffix).as_posix()
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file")
             if name in jobs:
                 raise ValueError(f"{file} and {jobs[name]} would have one overlay: use two --out")
             if file.resolve() == (out / name).resolve():
                 raise ValueError(f"{file} would be overwritten by its own overlay: name another --out")
             jobs[name] = file
     return jobs
-
-
-def _model(checkpoint: Path, method: Method) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a checkpoint. Without an SE block it gets one that changes nothing, to read influence."""
-    model, meta = load_checkpoint(checkpoint)
-    if hasattr(model, "example"):
-        raise ValueError(f"{checkpoint}: its network does not take images")
-    example = torch.zeros(1, 3, *meta["image_size"])
-    if not attached(model) and not native_se(model, example):
-        if method != "influence":
-            said = "has no SE block whose gates could be read: use influence, or selib.fit_gates first"
-            raise ValueError(f"--method {method}: {checkpoint} {said}")
-        attach_se(model, example)
-    return model, meta
 
 
 def _class_number(text: str | None, classes: Sequence[str]) -> int | None:
@@ -144,26 +130,27 @@ def _class_number(text: str | None, classes: Sequence[str]) -> int | None:
 
 
 def _explain(
-    explainer: SEExplainer, meta: dict[str, Any], method: Method, target: int | None, image: Tensor
+    explainer: SEExplainer, loaded: Loaded, method: Method, target: int | None, gates: bool, image: Tensor
 ) -> tuple[Picture, Line]:
     """The overlay of an image uint8 (3, H, W), and its line; ``target`` None: of the largest logit."""
-    # Stretched, not cropped: the heatmap covers the whole picture. Pillow takes the width first.
-    small = Image.fromarray(plot.rgb(image)).resize(meta["image_size"][::-1])
-    found = explainer(normalize(_tensor(small)[None]))
-    logits, classes = found.logits[0], meta["classes"]
+    how, classes = loaded.preparation, loaded.classes
+    seen = how.seen(Image.fromarray(plot.rgb(image)))
+    found = explainer(how.normalize(how.pixels(Image.fromarray(plot.rgb(image)))[None]))
+    logits = found.logits[0]
     best = int(logits.argmax())
     target = best if target is None else target
     line: Line = {"method": method, "target": classes[target]}
-    if meta["task"] == "multilabel":
+    if loaded.task == "multilabel":
         answers = zip(classes, logits.sigmoid().tolist(), strict=True)
         line["predictions"] = {name: round(share, 6) for name, share in answers if share > 0.5}
     else:
         line |= {"prediction": classes[best], "probability": round(float(logits.softmax(0)[best]), 6)}
     influence = found.influence(target)[0]
     line["top_channels"] = influence.topk(min(10, len(influence))).indices.tolist()
-    line["gates"] = [round(gate, 6) for gate in found.gates_of(target)[0].tolist()]
-    heatmap = found.heatmap(method, target=target, size=image.shape[1:])[0]
-    return plot.overlay(image, heatmap), line
+    if gates:
+        line["gates"] = [round(gate, 6) for gate in found.gates_of(target)[0].tolist()]
+    heatmap = found.heatmap(method, target=target, size=seen.size[::-1])[0]
+    return plot.overlay(_tensor(seen), heatmap), line
 
 
 def _answers(line: Line) -> list[str]:

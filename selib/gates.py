@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from selib.attach import BlockOptions, attach_blocks, check_form, detach_se
 from selib.features import PORTION, FeatureCache, cache_features, channel_test, inputs_of, only_block
 from selib.forward import Task, attached, bare, check_task, decisions, evaluating, to_device
+from selib.images import Transform, batches
 from selib.se import Form, HeadSEBlock, SEBlock, TargetSEBlock
 from selib.select import NormalQuantile
 
@@ -84,9 +85,10 @@ class GateReport:
 
 def fit_gates(
     model: nn.Module,
-    loader: Iterable[Any] | FeatureCache,
+    loader: Any,
     sparsity: float = 1.0,
     *,
+    transform: Transform | None = None,
     agreement: float | None = None,
     task: Task = "multiclass",
     form: Form | None = None,
@@ -107,8 +109,10 @@ def fit_gates(
 
     Args:
         model: a trained network with one SE block or none; for several see :func:`selib.fit_stream_gates`.
-        loader: yields inputs or (inputs, labels); or the :class:`selib.FeatureCache` of an earlier pass.
+        loader: yields inputs or (inputs, labels); or images as :func:`selib.explain` takes them, a folder for
+            instance; or the :class:`selib.FeatureCache` of an earlier pass.
         sparsity: λ.
+        transform: of images, see :func:`selib.explain`.
         agreement: instead of λ, the sparsest gates that keep this share of the predictions on another tenth
             of the images. A report that falls short of it is a warning.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
@@ -130,6 +134,7 @@ def fit_gates(
     check_fit(task, sparsity, epochs)
     _check_options(agreement, sharpness, form, per_target)
     wanted = BlockOptions(reduction, per_target=per_target, form=form)
+    loader = batches(model, loader, transform)
     with (
         _block_and_cache(bare(model), loader, wanted, task, seed, progress) as (block, cache),
         unless_it_fails([block]),

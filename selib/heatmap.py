@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,35 +71,61 @@ def normalize(maps: Tensor) -> Tensor:
         low = low.where(low.isfinite(), torch.zeros_like(low))
         flat = flat.where(finite, low)
         high = flat.amax(1, keepdim=True)
-    size = torch.maximum(low.abs(), high.abs())
-    # A span at the level of rounding is a constant map: stretching it would show noise as evidence.
-    constant = (high / 2 - low / 2) <= 4 * torch.finfo(flat.dtype).eps * size
     # high - low of two huge numbers would overflow.
-    quarter = torch.where(size > torch.finfo(flat.dtype).max / 2, 0.25, 1.0)
+    largest = torch.maximum(low.abs(), high.abs())
+    quarter = torch.where(largest > torch.finfo(flat.dtype).max / 2, 0.25, 1.0)
     if bool((quarter < 1).any()):
         flat, low, high = (values * quarter for values in (flat, low, high))
-    span = high - low
-    # Few passes, and in place: a clip is a million numbers, and every copy of them takes longer than the
-    # head.
-    scaled = torch.sub(flat, low).div_(span.where(~constant, torch.ones_like(span)))
-    if bool(constant.any()):
-        scaled.masked_fill_(constant, 0)
-    return scaled.unflatten(1, maps.shape[1:])
+    return unit(flat, low, high).unflatten(1, maps.shape[1:])
+
+
+def unit(flat: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values (B, n) between finite low (B, 1) and high (B, 1) scaled to [0, 1], without a branch.
+
+    Where they are the same up to rounding the result is zero: stretching would show noise as evidence.
+    """
+    largest = torch.maximum(low.abs(), high.abs())
+    constant = (high / 2 - low / 2) <= 4 * torch.finfo(flat.dtype).eps * largest
+    span = (high - low).where(~constant, torch.ones_like(high))
+    # In place: a clip is a million numbers, and every copy of them takes longer than the head.
+    return torch.sub(flat, low).div_(span).masked_fill_(constant, 0)
 
 
 @cache
-def _bicubic(before: int, after: int) -> Tensor:
-    """Bicubic interpolation of ``before`` values to ``after`` as a matrix (after, before)."""
-    return F.interpolate(torch.eye(before)[None, None], (after, before), mode="bicubic", align_corners=False)[
-        0, 0
+def _matrix(before: int, after: int, mode: Literal["linear", "bicubic"]) -> Tensor:
+    """Interpolation of ``before`` values to ``after`` as a matrix (after, before)."""
+    values = torch.eye(before)[None]
+    if mode == "linear":
+        return F.interpolate(values, after, mode=mode, align_corners=False)[0].T
+    return F.interpolate(values[None], (after, before), mode=mode, align_corners=False)[0, 0]
+
+
+def interpolation(space: Sequence[int], size: Sequence[int]) -> list[Tensor]:
+    """A matrix (after, before) for each axis: bicubic for the two of an image, linear for time."""
+    axes = len(size)
+    return [
+        _matrix(before, after, "linear" if axes == 1 or (axes == 3 and axis == 0) else "bicubic")
+        for axis, (before, after) in enumerate(zip(space, size, strict=True))
     ]
+
+
+def interpolated(maps: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Maps (B, *space) -> (B, *size), float32, by :func:`interpolation`.
+
+    Bicubic interpolation overshoots; values are clamped to the range of each input map.
+    """
+    x = maps.float()
+    low, high = (f(x.flatten(1), 1).reshape(-1, *[1] * len(matrices)) for f in (torch.amin, torch.amax))
+    if len(matrices) != 2 and matrices[0].shape[0] != matrices[0].shape[1]:
+        x = (x.movedim(1, -1) @ matrices[0].T).movedim(-1, 1)
+    if len(matrices) > 1:
+        x = matrices[-2] @ x @ matrices[-1].T
+    return torch.maximum(torch.minimum(x, high), low)
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (B, *space) to ``size``: linear in 1-D, bicubic in 2-D, linear in time then bicubic in 3-D
     (B, T, H, W).
-
-    Bicubic interpolation overshoots; values are clamped to the range of each input map.
 
     Raises:
         ValueError: if ``size`` has another number of axes than the map's space.
@@ -110,24 +137,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(
             f"size={size} does not fit a map with {maps.ndim - 1} spatial axes {tuple(maps.shape[1:])}"
         )
-    x = maps.float()
-    low, high = (f(x.flatten(1), 1).reshape(-1, *[1] * len(size)) for f in (torch.amin, torch.amax))
-    if len(size) == 1:
-        x = F.interpolate(x[:, None], size, mode="linear", align_corners=False)[:, 0]
-    elif len(size) == 2:
-        x = F.interpolate(x[:, None], size, mode="bicubic", align_corners=False)[:, 0]
-    else:
-        if size[0] != x.shape[1]:
-            x = (
-                F.interpolate(x.flatten(2).movedim(1, 2), size[0], mode="linear", align_corners=False)
-                .movedim(2, 1)
-                .unflatten(2, maps.shape[2:])
-            )
-        # Both image axes as matrices: for the many small maps of a clip several times as fast as
-        # F.interpolate.
-        down, across = (_bicubic(n, m).to(x.device) for n, m in zip(maps.shape[2:], size[1:], strict=True))
-        x = down @ x @ across.T
-    return x.clamp_(low, high)
+    return interpolated(maps, [m.to(maps.device) for m in interpolation(maps.shape[1:], size)])
 
 
 # ---- the axes of maps and inputs ----

@@ -105,12 +105,17 @@ def row_of(pictures: Sequence[Picture], titles: Sequence[str] = ()) -> Picture:
     return page
 
 
+def column_of(pictures: Sequence[Picture]) -> Picture:
+    """Pictures below each other on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    rows = [
+        np.pad(picture, ((0, 8), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
+        for picture in pictures
+    ]
+    return np.concatenate(rows)
+
+
 def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = ()) -> Picture:
     """Many images uint8 (N, 3, H, W) in rows on one page, each below its title."""
-    rows: list[Picture] = []
-    for start in range(0, len(images), columns):
-        some = slice(start, start + columns)
-        row = row_of([rgb(image) for image in images[some]], titles[some])
-        missing = rows[0].shape[1] - row.shape[1] if rows else 0  # the last row may be shorter
-        rows.append(np.pad(row, ((0, 8), (0, missing), (0, 0)), constant_values=255))
-    return np.concatenate(rows)
+    some = [slice(start, start + columns) for start in range(0, len(images), columns)]
+    return column_of([row_of([rgb(image) for image in images[row]], titles[row]) for row in some])

@@ -37,7 +37,7 @@ def scaled(x: Tensor, gates: Tensor, gain: float, layout: Layout) -> Tensor:
     """F' = gain·s·F: a map in its own layout and gates (B, C) -> the same shape and dtype."""
     s = (gain * gates).to(x.dtype)
     ones = [1] * (x.ndim - 2)
-    return x * (s.reshape(*s.shape, *ones) if layout == "BC*" else s.reshape(len(s), *ones, -1))
+    return x * (s.reshape(*s.shape, *ones) if layout == "BC*" else s.reshape(s.shape[0], *ones, -1))
 
 
 class SEBlock(nn.Module):

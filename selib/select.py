@@ -23,9 +23,11 @@ class Select(Protocol):
 
 
 def _top(weights: Tensor, k: int) -> Tensor:
-    # A stable sort keeps ties reproducible: among equal weights the lower channel index wins.
-    order = weights.argsort(dim=-1, descending=True, stable=True)[..., :k]
-    return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, True)
+    # Ties are reproducible: among equal weights the lower index wins. ONNX has no stable sort.
+    k = min(k, weights.shape[-1])
+    least = weights.topk(k, dim=-1).values[..., -1:]
+    above, equal = weights > least, weights == least
+    return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class NormalQuantile:
 
     z: float = 1.2816
 
-    def _above(self, weights: Tensor) -> Tensor:
+    def above(self, weights: Tensor) -> Tensor:
+        """Which channels the rule selects, in some rows perhaps none: (…, C) -> bool (…, C)."""
         if weights.shape[-1] < 2:
             return torch.ones_like(weights, dtype=torch.bool)
         spread = weights.std(-1, keepdim=True)
@@ -118,17 +121,21 @@ class NormalQuantile:
 
     def selects_nothing(self, weights: Tensor) -> Tensor:
         """Where the rule alone selects no channel: weights (…, C) -> bool (…)."""
-        return ~self._above(weights).any(-1)
+        return ~self.above(weights).any(-1)
 
     def mask(self, weights: Tensor) -> Tensor:
-        mask = self._above(weights)
+        mask = self.above(weights)
         empty = ~mask.any(-1)
         if empty.any():
-            rest = TopFraction(max(1 - NormalDist().cdf(self.z), 1e-9))
             warnings.warn(
                 f"the normal-quantile rule selected no channel for {int(empty.sum())} of {empty.numel()} "
-                f"samples (constant or saturated weights): the top {rest.q:.0%} were taken there instead",
+                f"samples (constant or saturated weights): the top {self.rest.q:.0%} were taken instead",
                 stacklevel=3,
             )
-            mask[empty] = rest.mask(weights[empty])
+            mask[empty] = self.rest.mask(weights[empty])
         return mask
+
+    @property
+    def rest(self) -> TopFraction:
+        """The exact quantile, which takes its place where it selects nothing."""
+        return TopFraction(max(1 - NormalDist().cdf(self.z), 1e-9))

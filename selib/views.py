@@ -87,6 +87,7 @@ class ImageSubject(Subject):
     outputs: Sequence[str]
     multilabel: bool
     rivals: Mapping[str, Rival]  # by name
+    called: str = "model"  # in Python
     streams, frames, fps, modalities, sound = ("image",), 1, 0.0, (), b""
 
     def __post_init__(self) -> None:
@@ -119,7 +120,7 @@ class ImageSubject(Subject):
     def code(self, stream: str, settings: Settings) -> str:
         asked = f'"{settings.method}", target={settings.target}, select={spelled(settings.rules[0])}'
         named = self.outputs[settings.target]
-        return f"ex = selib.explain(model, {self.spelled})\nheatmap = ex.heatmap({asked})  # {named}"
+        return f"ex = selib.explain({self.called}, {self.spelled})\nheatmap = ex.heatmap({asked})  # {named}"
 
 
 def spelled(rule: Select) -> str:

@@ -10,20 +10,24 @@ import asyncio
 import base64
 import html
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from selib import plot, views
 from selib.atomic import replacing
+from selib.explainer import explain
 from selib.explanation import METHODS, Explanation
-from selib.pixels import normalize
+from selib.images import Transform, image_files, prepared
 from selib.select import Channels, NormalQuantile, Select, Threshold, TopFraction, TopK
 from selib.views import ImageSubject, Settings, Subject, encoded
 
@@ -41,6 +45,12 @@ COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")  # readable with 
 STRIP = 8  # channels whose maps are shown
 THUMBNAILS = 16  # beside each other
 MOST = 200  # images that one explorer holds
+# The still picture is hidden while the widget beside it lives; where it does not, its error message is, which
+# is a text without elements.
+STILL = """<style>
+.jp-OutputArea:has(.widget-vbox) .selib-still { display: none }
+.jp-OutputArea:has(.selib-still) > .jp-OutputArea-child:has(> .jupyter-widgets:not(:has(*))) { display: none }
+</style>"""
 
 
 class ImageSet(Protocol):
@@ -62,10 +72,10 @@ class ImageSet(Protocol):
 
 def explorer(
     model: nn.Module,
-    images: Tensor | ImageSet,
+    images: Any,
     *,
     classes: Sequence[str] | None = None,
-    prepare: Callable[[Tensor], Tensor] = normalize,
+    transform: Transform | None = None,
     rivals: Mapping[str, views.Rival] | None = None,
     seed: int | None = None,
 ) -> Explorer:
@@ -73,32 +83,46 @@ def explorer(
 
     Args:
         model: with an SE block (``selib.attach_se``), or with one of its own.
-        images: uint8 (N, 3, H, W), at most 200 (else ValueError); or a set of images, see :class:`ImageSet`.
-        classes: the names of the model's outputs; a set knows them.
-        prepare: what turns images uint8 (B, 3, H, W) into what the model takes; a set does it itself.
+        images: as :func:`selib.explain` takes them, at most 200 (else ValueError); or a set of images, see
+            :class:`ImageSet`.
+        classes: the names of the model's outputs, by default numbers; a set knows them.
+        transform: of images, see :func:`selib.explain`; a set does it itself.
         rivals: {name: another method}, to compare with; see :data:`selib.views.Rival`.
         seed: the network's, for the caption of a saved picture.
     """
     origin = type(model).__name__ + (f", seed {seed}" if seed is not None else "")
-    make = partial(ImageSubject, model, rivals=rivals or {})
+    spell = partial(_spelled, sys._getframe(1))
+    make = partial(ImageSubject, model, rivals=rivals or {}, called=spell(model, "model"))
+    given = spell(images, "images")
     subjects = []
-    if isinstance(images, Tensor):
+    if not hasattr(images, "targets"):
+        images = image_files(Path(images)) if isinstance(images, (str, Path)) else images
+        if not isinstance(images, Image.Image):
+            check_count(len(images))
+        found = prepared(model, images, transform)
+        check_count(len(found.names))
         if classes is None:
-            raise ValueError("pass classes=, the names of the model's outputs")
-        check_count(len(images))
-        way = "selib.pixels.normalize" if prepare is normalize else "prepare"
-        for i, image in enumerate(images):
-            batch, code = prepare(image[None]), f"{way}(images[{i}:{i + 1}])"
-            subjects.append(make(image, batch, code, f"image {i}", classes, False))
+            outputs = explain(model, found.batch[:1]).logits.shape[-1]
+            classes = [f"class {k}" for k in range(outputs)]
+        way = "" if transform is None else f", transform={spell(transform, 'transform')}"
+        for i, (name, image) in enumerate(zip(found.names, found.pixels, strict=True)):
+            code = found.sources[i] or f"{given}[{i}:{i + 1}]"
+            subjects.append(make(image, found.batch[i : i + 1], code + way, name, classes, False))
     else:
         check_count(len(images.images))
         origin = f"{images.name}{' (synthetic)' if images.synthetic else ''}, {origin}"
         names = classes or images.classes
         for i, image in enumerate(images.images):
             title = f"image {i}" if images.multilabel else f"image {i}, {names[int(images.targets[i])]}"
-            batch, code = images.batch([i]), f"images.batch([{i}])"
+            batch, code = images.batch([i]), f"{given}.batch([{i}])"
             subjects.append(make(image, batch, code, title, names, images.multilabel))
     return Explorer(subjects, origin)
+
+
+def _spelled(frame: FrameType, value: object, otherwise: str) -> str:
+    """What the caller calls a value, so that copied lines run where they are pasted."""
+    names = [name for name, own in frame.f_locals.items() if own is value and not name.startswith("_")]
+    return otherwise if otherwise in names or not names else names[0]
 
 
 def check_count(count: int) -> None:
@@ -127,7 +151,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.maps = [ipywidgets.Image(format="png", layout=small) for _ in range(STRIP)]
         self.picks = [_sized(ipywidgets.ToggleButton, 112) for _ in range(STRIP)]
         self._chosen: dict[str, set[int]] = {}  # channels picked by hand, by stream
-        self._hidden = ipywidgets.HTML(layout={"display": "none"})
         self._stills: list[Any] = []  # handles of the still pictures on the page
         self._due: asyncio.TimerHandle | None = None
         self._answer = lru_cache(1000)(self._run_head)
@@ -339,17 +362,19 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         return path
 
     def _ipython_display_(self) -> None:
-        """Two outputs: the widget, and a still picture that JupyterLab hides behind an empty widget.
+        """Two outputs: the widget, and a still picture for pages where it cannot live.
 
-        Other pages show the picture. It is renewed when the knobs rest, which the widget itself must not be.
+        Such are exports, and a notebook that is reopened after its kernel has gone. The picture is renewed
+        when the knobs rest, which the widget itself must not be.
         """
         bundle = {kind: view for kind, view in self._repr_mimebundle_().items() if kind != "text/plain"}
         display(bundle, raw=True)
         self._stills.append(display(self._placard(), raw=True, display_id=True))
 
     def _placard(self) -> dict[str, Any]:
-        picture = base64.b64encode(self.still()).decode()
-        return {**self._hidden._repr_mimebundle_(), "image/png": picture, "text/plain": self.caption}
+        picture, said = base64.b64encode(self.still()).decode(), html.escape(self.caption)
+        shown = f'{STILL}<img class="selib-still" alt="{said}" src="data:image/png;base64,{picture}">'
+        return {"text/html": shown, "image/png": picture, "text/plain": self.caption}
 
     def _renew(self) -> None:
         """Let the still pictures follow once nothing has moved for a second."""

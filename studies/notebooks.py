@@ -85,7 +85,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             cell.execution_count = count
             cell.outputs = [output for output in cell.outputs if not _is_volatile(output)]
             for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)
+                data = output.get("data", {})
+                if "image/png" in data:  # of an explorer: one still picture is enough
+                    data.pop("text/html", None)
                 if output.output_type == "execute_result":
                     output.execution_count = count
     nbformat.validate(notebook)
@@ -95,7 +97,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 def _is_volatile(output: NotebookNode) -> bool:
     """Progress bars and warnings on stderr, and widgets, which are nothing without their state."""
     data = output.get("data", {})
-    return output.get("name") == "stderr" or (WIDGET in data and "image/png" not in data)
+    return output.get("name") == "stderr" or WIDGET in data
 
 
 def publish(run_dir: str | Path, folder: Path | None = None, committed: str | Path | None = None) -> None:

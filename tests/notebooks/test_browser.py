@@ -298,7 +298,22 @@ def test_quickstart(lab: str, pages: Any) -> None:
         # it follows when the knobs have rested
         assert time.monotonic() < deadline, "the still picture does not follow"
         book.page.wait_for_timeout(500)
+    expect(book.page.locator("img.selib-still")).to_be_hidden()  # while the widget lives
     book.close()
+    # Reopened, the notebook has no widget, and no kernel that knows of it: the picture stands there.
+    page = pages()
+    page.goto(lab.format(name="00_quickstart"))
+    still = page.locator("img.selib-still")
+    expect(still).to_be_visible(timeout=60_000)
+    expect(page.locator("#jp-bottom-panel")).to_contain_text(re.compile(r"\| Idle"), timeout=120_000)
+    still.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=SHOTS / "00_quickstart_reopened_page.png")
+    expect(still).to_be_visible()
+    assert "TopFraction(0.6" in str(still.get_attribute("alt"))
+    for message in page.get_by_text("Error displaying widget").all():
+        expect(message).to_be_hidden()
+    page.close()
 
 
 def test_celeba(lab: str, pages: Any) -> None:

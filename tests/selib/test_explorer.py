@@ -233,11 +233,17 @@ def test_the_two_lines_reproduce_the_view(model: Eyes, images: Images) -> None:
         "influence", widget.knobs["target"].value, select=TopK(5)
     )
     assert torch.equal(names["heatmap"], want)
-    for prepare in (normalize, lambda x: x.float() / 255):
-        given = widgets.explorer(model, images.images, classes=CLASSES, prepare=prepare)
-        names |= {"images": images.images, "prepare": prepare}
+    mine, as_floats = (
+        images.images,
+        lambda picture: torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255,
+    )
+    for transform in (None, as_floats):
+        given = widgets.explorer(model, mine, classes=CLASSES, transform=transform)
+        assert "(model, mine[0:1]" in code(given)  # what the caller calls them
+        want = normalize(mine[:1]) if transform is None else mine[:1] / 255
+        names |= {"mine": mine, "transform": transform}
         exec(code(given), names)  # noqa: S102 (our own two lines)
-        assert torch.equal(names["heatmap"], explain(model, prepare(images.images[:1])).heatmap())
+        assert torch.equal(names["heatmap"], explain(model, want).heatmap())
 
 
 @pytest.mark.slow
@@ -264,7 +270,8 @@ def test_a_picture_of_the_last_state_stands_where_no_widget_can() -> None:
     NotebookClient(notebook, timeout=120).execute()
     widget, still = notebook.cells[2].outputs
     kind = "application/vnd.jupyter.widget-view+json"
-    assert set(widget.data) == {kind} and set(still.data) == {kind, "image/png", "text/plain"}
+    assert set(widget.data) == {kind} and set(still.data) == {"text/html", "image/png", "text/plain"}
+    assert still.data["image/png"].strip() in still.data["text/html"]
     assert still.data["text/plain"] == notebook.cells[5].outputs[0].text.strip()
     assert "TopFraction(0.1)" in still.data["text/plain"]
     assert Image.open(io.BytesIO(base64.b64decode(still.data["image/png"]))).width > 168 * 2
@@ -324,8 +331,7 @@ def test_maps_of_tokens_are_not_given_to_the_cams(images: Images) -> None:
 def test_what_does_not_fit_is_refused(model: Eyes, images: Images) -> None:
     with pytest.raises(ValueError, match="2 class names do not fit 3 logits"):
         widgets.explorer(model, images.images, classes=CLASSES[:2])
-    with pytest.raises(ValueError, match="pass classes="):
-        widgets.explorer(model, images.images)
+    assert widgets.explorer(model, images.images).subject.outputs == ["class 0", "class 1", "class 2"]
     for count in (0, 201):
         many = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
         with pytest.raises(ValueError, match=f"1 to 200 images or clips, not {count}"):
