@@ -109,10 +109,9 @@ def fit_gates(
 
     Args:
         model: a trained network with one SE block or none; for several see :func:`selib.fit_stream_gates`.
-        loader: yields inputs or (inputs, labels); or images as :func:`selib.explain` takes them, a folder for
-            instance; or the :class:`selib.FeatureCache` of an earlier pass.
+        loader: yields inputs or (inputs, labels); or images, such as a folder, with their transform, as of
+            :func:`selib.explain`; or the :class:`selib.FeatureCache` of an earlier pass.
         sparsity: λ.
-        transform: of images, see :func:`selib.explain`.
         agreement: instead of λ, the sparsest gates that keep this share of the predictions on another tenth
             of the images. A report that falls short of it is a warning.
         task: ``"multilabel"`` where every output is a decision of its own, yes when its logit is positive.
@@ -121,11 +120,9 @@ def fit_gates(
         per_target: attach gates for each output; the head must be global average pooling + linear.
         sharpness: t of gates through the classifier: at 1 they serve the answer and its rivals by their
             probabilities and may overturn it, the larger the more they are the gates of the answer alone.
-        epochs: passes over the cached features at most, by default about 1,000 steps; a fit ends when its
-            loss no longer falls.
+        epochs: passes over the cached features at most (about 1,000 steps), while the loss falls.
         lr: by default 0.1 for ``"head"`` and 0.01 for bottlenecks.
-        reduction: r of a bottleneck that is attached here; by default it has 256 units at most, and r = 4
-            for ``per_target``.
+        reduction: r of a bottleneck attached here; by default at most 256 units, and 4 for ``per_target``.
 
     Raises:
         ValueError: an argument out of range, an empty loader, a head that other inputs bypass, clips of

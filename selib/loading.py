@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def _weights(path: Path) -> tuple[Any, dict[str, str]]:
         return checkpoint.read(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         remedy = "torch.save(model.state_dict(), path)"
         raise ValueError(f"{path} holds pickled Python, which is not loaded: save {remedy} instead") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

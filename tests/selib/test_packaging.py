@@ -53,7 +53,7 @@ def test_every_package_that_is_imported_is_a_requirement() -> None:
 def test_selib_alone_needs_little() -> None:
     needed = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     assert needed <= {"accelerate", "numpy", "safetensors", "torch", "tqdm"}
-    assert "selib[video,widgets]" in EXTRAS["study"]
+    assert "selib[onnx,video,widgets]" in EXTRAS["study"]
 
 
 def test_the_conda_environment_is_that_of_the_study() -> None:

@@ -205,11 +205,12 @@ def test_profiles_by_name_environment_and_default(monkeypatch: pytest.MonkeyPatc
 def test_no_profile_does_less_than_a_smaller_one() -> None:
     smoke, standard, full = (profiles.PROFILES[name] for name in ("smoke", "standard", "full"))
     for field in (
-        "cifar_epochs",
-        "tiny_epochs",
-        "tiny_classes",
-        "twin_train",
-        "twin_epochs",
+        "speaker_train",
+        "unlabelled",
+        "held",
+        "photos",
+        "mosaics",
+        "road_images",
         "explain_images",
         "resamples",
     ):
