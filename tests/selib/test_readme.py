@@ -22,22 +22,36 @@ BULLETS = re.findall(r"^- \*\*.+$", README, re.MULTILINE)
 
 # For each bullet, in the order of its text: notebook, where the number is in its metrics (a pair: the ratio),
 # and how it is written.
-SE, GATES, SPARSE = "trained with SE", "gates/cifar10/0/λ = 1/", "gates/tiny-imagenet/0/λ = 1/"
+PREMISE, GAINS, GATES, MAPS, GRID = (
+    "premise/lite0/",
+    "gains/",
+    "gates/0/",
+    "tables/differences/rows/",
+    "tables/grid/rows/",
+)
 NUMBERS = [
     [
-        ("01_se_block", f"curves/{SE}/only the top/2", "{:.3f}"),
-        ("01_se_block", f"curves/{SE}/random: only/2", "{:.3f}"),
-        ("01_se_block", f"accuracy/{SE}", "{:.3f}"),
+        ("04_objects", PREMISE + "as published/only_gates", "{:.2f}"),
+        ("04_objects", PREMISE + "as published/only_random", "{:.2f}"),
+        ("04_objects", PREMISE + "λ = 1/only_gates", "{:.2f}"),
+        ("04_objects", GAINS + "lite0/λ = 1/0", "{:+.2f}"),
     ],
     [
-        ("04_objects", GATES + "open_gates", "{:.0%}"),
-        ("04_objects", GATES + "agrees", "{:.1%}"),
-        ("04_objects", (GATES + "original_only_top", GATES + "original"), "{:.1%}"),
-        ("04_objects", (GATES + "random_only", GATES + "original"), "{:.1%}"),
-        ("04_objects", SPARSE + "agrees", "{:.1%}"),
+        *[("04_objects", f"{GAINS}lite0/as published/{i}", "{:+.2f}") for i in range(3)],
+        *[("04_objects", f"{GAINS}resnet20/as published/{i}", "{:+.2f}") for i in range(3)],
+        ("04_objects", GAINS + "lite0/identity start/0", "{:+.2f}"),
     ],
-    [("04_objects", f"points/cifar10/{i}", "{:+.2f}") for i in range(3)],
-    [("04_objects", f"tables/differences/rows/13/4/{i}", "{:+.3f}") for i in range(3)],
+    [
+        ("04_objects", GATES + "agreement", "{:.1%}"),
+        ("04_objects", GATES + "only", "{:.3f}"),
+        ("04_objects", GATES + "without", "{:.3f}"),
+        ("04_objects", GATES + "only_another", "{:.3f}"),
+    ],
+    [
+        *[("04_objects", f"{MAPS}0/4/{i}", "{:+.3f}") for i in range(3)],
+        *[("04_objects", f"{MAPS}2/4/{i}", "{:+.3f}") for i in range(3)],
+        *[("04_objects", f"{GRID}{row}/2/0", "{:.3f}") for row in (4, 1, 0)],
+    ],
     [("03_active_speaker", f"spearman/{i}", "{:.2f}") for i in range(3)],
 ]
 
@@ -60,15 +74,30 @@ def test_it_is_short() -> None:
 @pytest.mark.parametrize(("bullet", "numbers"), list(zip(BULLETS, NUMBERS, strict=True)))
 def test_its_numbers_are_those_of_the_committed_results(bullet: str, numbers: list[Any]) -> None:
     assert re.search(r"\((real|synthetic)\b", bullet)
-    said = re.findall(r"[+−-]?\d+(?:\.\d+)?(?: %)?", re.sub(r"CIFAR-10|\b\d+ images", "", bullet))
+    said = re.findall(
+        r"[+−-]?\d+(?:\.\d+)?(?: %)?", re.sub(r"Lite0|ResNet-20|λ = 1|\b\d+ images", "", bullet)
+    )
     shown = [form.format(found(*where)).replace("%", " %").replace("-", "−") for *where, form in numbers]
     assert said == shown
 
 
-def test_the_paired_row_is_the_one_the_readme_speaks_of() -> None:
-    row = found("04_objects", "tables/differences/rows/13")
-    assert row[:4] == [SE, "energy inside ↑", "SE top-gate (paper)", "mean of channels"]
-    assert "68" in found("04_objects", "tables/maps_se/notes/0") and "68 images" in README
+def test_the_rows_are_those_the_readme_speaks_of() -> None:
+    assert found("04_objects", f"{MAPS}0")[:4] == ["lite0", "AP ↑", "SE top-gate (paper)", "mean of channels"]
+    assert (
+        "the best CAM here" in found("04_objects", f"{MAPS}2")[3]
+        and found("04_objects", f"{MAPS}0")[5] == 422
+    )
+    maps = [found("04_objects", f"{GRID}{number}")[:2] for number in (0, 1, 4)]
+    assert [name for name, _ in maps] == ["lite0"] * 3
+    assert [name.split(" = ")[0] for _, name in maps] == [
+        "influence on the log-odds",
+        "influence",
+        "SE top-gate (paper)",
+    ]
+    assert (
+        found("04_objects", GATES + "task") == "lite0, 50 classes"
+        and found("04_objects", GATES + "count") == 100
+    )
 
 
 @pytest.mark.slow
@@ -86,13 +115,13 @@ def test_its_code_saves_a_heatmap_and_its_names_exist(
     assert code != first and len(code.strip().splitlines()) <= 12
     scope: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), scope)  # noqa: S102 (our own page)
-    with Image.open("heatmap.png") as picture:
-        assert picture.size == (224, 224) and len(picture.getcolors(100_000) or []) > 1000
+    with Image.open("heatmaps.png") as picture:
+        assert picture.width == 2 * 224 + 8 and len(picture.getcolors(2_000_000) or []) > 1000
 
     explanation = scope["ex"]
     runs, _ = second.split("\n\n")
     exec(compile(runs, "README.md", "exec"), scope)  # noqa: S102
-    assert Path("m.safetensors").is_file()
+    assert Path("m.safetensors").is_file() and Path("explained.onnx").is_file()
     names = set(re.findall(r"\bex\.(\w+)", second))
     assert names == {"heatmap", "gates", "influence", "with_gates", "streams", "modalities"}
     assert all(hasattr(explanation, name) for name in names)

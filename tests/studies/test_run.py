@@ -233,12 +233,7 @@ def executed(folder: Path, name: str = "00_a") -> nbformat.NotebookNode:
             {"text/plain": "IntProgress()", "application/vnd.jupyter.widget-view+json": {"model_id": "1"}},
         ),
         v4.new_output(
-            "display_data",
-            {
-                "text/plain": "Explorer()",
-                "text/html": "<img>",
-                "image/png": "AAAA",
-            },
+            "display_data", {"text/plain": "Explorer()", "text/html": "<img>", "image/png": "AAAA"}
         ),
         v4.new_output("execute_result", {"text/plain": "3"}, execution_count=3),
     ]
