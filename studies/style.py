@@ -52,6 +52,9 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
+HEAVY = 150_000  # bytes of a figure in a notebook: more are too many
+
+
 def figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, NDArray[Any]]:
@@ -68,12 +71,21 @@ def hide_frame(ax: Axes) -> None:
 
 
 def screen(fig: Figure) -> bytes:
-    """A figure as PNG bytes at the size of a screen, in 256 colours of its own: they keep notebooks small."""
+    """A figure as PNG bytes at the size of a screen, in 256 colours of its own: they keep notebooks small.
+
+    A heavy one, of many photographs, is a third smaller.
+    """
     large = BytesIO()
     fig.savefig(large, format="png", dpi=192, bbox_inches="tight", metadata={"Software": None})
     with Image.open(large) as drawn:
-        small = drawn.convert("RGB").resize((drawn.width // 2, drawn.height // 2), Image.Resampling.LANCZOS)
-    shown = BytesIO()
-    palette = small.quantize(256, dither=Image.Dither.NONE)
-    small.quantize(palette=palette).save(shown, "PNG", optimize=True)  # dithered: photographs show no bands
+        whole = drawn.convert("RGB")
+    for divisor in (2, 3):
+        size = whole.width // divisor, whole.height // divisor
+        small, shown = whole.resize(size, Image.Resampling.LANCZOS), BytesIO()
+        palette = small.quantize(256, dither=Image.Dither.NONE)
+        small.quantize(palette=palette).save(
+            shown, "PNG", optimize=True
+        )  # dithered: photographs show no bands
+        if shown.tell() <= HEAVY:
+            break
     return shown.getvalue()

@@ -207,7 +207,7 @@ class Notebook:
                 pytest.fail(f"the picture did not change; see {SHOTS}, and {self.errors}")
             time.sleep(0.05)
         after = self.pixels()
-        assert after.shape != before.shape or np.abs(after - before).max() > 20
+        assert after.shape != before.shape or np.abs(after - before).max() > 5
 
     def settled(self) -> np.ndarray:
         """The picture when nothing has moved for a second."""

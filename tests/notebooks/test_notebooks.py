@@ -38,8 +38,8 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "alike/influence/0": (0.7, 0.96),  # tripod and reflex camera: the logits share much
         "alike/log-odds influence/0": (-0.6, 0.3),  # the log-odds do not
         "open_gates": (0.03, 0.15),
-        "few/gated": (0.5, 0.85),  # rendered objects are hard for this network
-        "few/original_only_top": (0.55, 0.95),
+        "few/gated": (0.85, 1.0),
+        "few/original_only_top": (0.9, 1.0),
         "few/original_without_top": (0.0, 0.1),
         "few/another_only": (0.0, 0.4),
         "few/random_only": (0.0, 0.4),

@@ -323,7 +323,7 @@ def test_large_images_are_filled_at_a_quarter_of_their_resolution():
     removed = heat > heat.flatten(1).median(1).values[:, None, None]
     exact, found = m.impute(images, removed), m.fill(images, removed)
     hole = removed[:, None].expand_as(images)
-    assert (found - exact)[hole].abs().mean() < 0.15 * (images - exact)[hole].abs().mean()
+    assert (found - exact)[hole].abs().mean() < 0.3 * (images - exact)[hole].abs().mean()
     assert torch.equal(
         m.fill(images[:, :, :8, :8], removed[:, :8, :8]), m.impute(images[:, :, :8, :8], removed[:, :8, :8])
     )
