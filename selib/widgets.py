@@ -45,11 +45,11 @@ COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")  # readable with 
 STRIP = 8  # channels whose maps are shown
 THUMBNAILS = 16  # beside each other
 MOST = 200  # images that one explorer holds
-# The still picture is hidden while the widget beside it lives; where it does not, its error message is, which
-# is a text without elements.
+# The still picture is hidden while the widget beside it lives; where it does not, the error messages of dead
+# widgets are, progress bars' too: texts without elements.
 STILL = """<style>
 .jp-OutputArea:has(.widget-vbox) .selib-still { display: none }
-.jp-OutputArea:has(.selib-still) > .jp-OutputArea-child:has(> .jupyter-widgets:not(:has(*))) { display: none }
+.jp-Notebook:has(.selib-still) .jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }
 </style>"""
 
 
