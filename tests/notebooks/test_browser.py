@@ -207,7 +207,7 @@ class Notebook:
                 pytest.fail(f"the picture did not change; see {SHOTS}, and {self.errors}")
             time.sleep(0.05)
         after = self.pixels()
-        assert after.shape != before.shape or np.abs(after - before).max() > 5
+        assert after.shape != before.shape or np.abs(after - before).max() > 20
 
     def settled(self) -> np.ndarray:
         """The picture when nothing has moved for a second."""
@@ -274,7 +274,10 @@ def test_quickstart(lab: str, pages: Any) -> None:
     book = Notebook(pages(), lab, "00_quickstart")
     book.changes(lambda: book.slide("top share", "Home"))
     book.changes(lambda: book.knob("target").locator("select").select_option(index=1))
-    book.changes(lambda: book.box.locator(".widget-toggle-button").first.click())  # drops the first channel
+    # One channel of 1,280, and a second one picked by hand: of many, one more would hardly be seen.
+    book.changes(lambda: book.knob("channels").locator("select").select_option("k channels"))
+    book.changes(lambda: book.slide("k", "Home"))
+    book.changes(lambda: book.box.locator(".widget-toggle-button").nth(1).click())
     assert book.knob("channels").locator("select").input_value() == "picked by hand"
     book.changes(lambda: book.box.get_by_role("button", name="next").click())
     # A burst of moves: most are never drawn, the last one remains, and is what the same place shows when it
