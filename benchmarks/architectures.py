@@ -34,8 +34,8 @@ def row(library: str, name: str, model: nn.Module, x: torch.Tensor) -> str:
     start = time.perf_counter()
     block = selib.attach_se(model, x)
     attached = time.perf_counter() - start
-    closed = selib.explain(model, x)._head.linear is not None
-    grid = selib.explain(model, x).features.shape[2:]
+    ex = selib.explain(model, x)
+    closed, grid = ex._head.linear is not None, ex.features.shape[2:]
     place = f"`{block.site}`, {block.channels} x {' x '.join(map(str, grid))}"
     return (
         f"| {library} `{name}` | {place} | {'closed form' if closed else 'runs the head'} | {attached:.1f} |"

@@ -57,9 +57,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = N
 
 def add_model_options(parser: argparse.ArgumentParser, out: str = "DIR") -> None:
     """--checkpoint, --method and --out."""
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="of selib.save_checkpoint, or weights"
-    )
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of selib.save_checkpoint")
     parser.add_argument("--method", default="influence", choices=("influence", "gate", "top-gate"))
     parser.add_argument("--out", required=True, metavar=out, type=Path)
 
@@ -67,7 +65,7 @@ def add_model_options(parser: argparse.ArgumentParser, out: str = "DIR") -> None
 def _add_preparation(parser: argparse.ArgumentParser) -> None:
     """What a plain state dict does not say."""
     group = parser.add_argument_group(
-        "of a plain state dict", "what is not said is the architecture's default"
+        "of a plain state dict as --checkpoint", "what is not said is the architecture's default"
     )
     group.add_argument("--arch", metavar="NAME", help="such as resnet50: a name of torchvision or timm")
     group.add_argument("--classes", metavar="FILE", help="the names of the classes, a line each")

@@ -23,7 +23,7 @@ from selib.atomic import replacing, write_text
 from selib.explainer import SEExplainer
 from selib.explanation import Method
 from selib.images import SUFFIXES as IMAGES
-from selib.images import read_image
+from selib.images import as_tensor, read_image
 from selib.loading import Loaded
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
@@ -134,8 +134,8 @@ def _explain(
 ) -> tuple[Picture, Line]:
     """The overlay of an image uint8 (3, H, W), and its line; ``target`` None: of the largest logit."""
     how, classes = loaded.preparation, loaded.classes
-    seen = how.seen(Image.fromarray(plot.rgb(image)))
-    found = explainer(how.normalize(how.pixels(Image.fromarray(plot.rgb(image)))[None]))
+    picture = Image.fromarray(plot.rgb(image))
+    seen, found = how.seen(picture), explainer(how(picture)[None])
     logits = found.logits[0]
     best = int(logits.argmax())
     target = best if target is None else target
@@ -150,7 +150,7 @@ def _explain(
     if gates:
         line["gates"] = [round(gate, 6) for gate in found.gates_of(target)[0].tolist()]
     heatmap = found.heatmap(method, target=target, size=seen.size[::-1])[0]
-    return plot.overlay(_tensor(seen), heatmap), line
+    return plot.overlay(as_tensor(seen), heatmap), line
 
 
 def _answers(line: Line) -> list[str]:
@@ -199,9 +199,4 @@ def _save(picture: Picture, path: Path) -> None:
 
 
 def _thumbnail(overlay: Picture) -> Tensor:
-    return _tensor(ImageOps.pad(Image.fromarray(overlay), (THUMBNAIL, THUMBNAIL), color="white"))
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    """An RGB PIL image as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return as_tensor(ImageOps.pad(Image.fromarray(overlay), (THUMBNAIL, THUMBNAIL), color="white"))

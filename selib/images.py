@@ -66,7 +66,7 @@ class Preparation:
         from PIL import Image
 
         small = self.seen(picture).convert("RGB").resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+        return as_tensor(small)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (..., 3, h, w) -> float32 of that shape."""
@@ -103,7 +103,7 @@ class Images:
 
 def read_image(path: str | Path) -> Tensor:
     """An image file, turned upright: RGB uint8 (3, H, W). ValueError for a damaged file, or no image."""
-    return torch.from_numpy(np.array(_opened(Path(path)))).permute(2, 0, 1)
+    return as_tensor(_opened(Path(path)))
 
 
 def _opened(path: Path) -> Any:
@@ -144,7 +144,7 @@ def prepared(model: nn.Module, given: Any, transform: Transform | None = None) -
     arrays = isinstance(given, (Tensor, np.ndarray))
     if transform is None or transform is how:
         # An array is taken as it is: whoever has one has chosen its size.
-        pixels = [_tensor(picture) if arrays else how.pixels(picture) for picture in pictures]
+        pixels = [as_tensor(picture) if arrays else how.pixels(picture) for picture in pictures]
         batch = how.normalize(torch.stack(pixels))
     else:
         ready = [transform(picture) for picture in pictures]
@@ -228,7 +228,8 @@ def _arrays(given: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values)
 
 
-def _tensor(picture: Any) -> Tensor:
+def as_tensor(picture: Any) -> Tensor:
+    """An RGB PIL image as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 

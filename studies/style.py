@@ -83,9 +83,8 @@ def screen(fig: Figure) -> bytes:
         size = whole.width // divisor, whole.height // divisor
         small, shown = whole.resize(size, Image.Resampling.LANCZOS), BytesIO()
         palette = small.quantize(256, dither=Image.Dither.NONE)
-        small.quantize(palette=palette).save(
-            shown, "PNG", optimize=True
-        )  # dithered: photographs show no bands
+        # Dithered: photographs show no bands.
+        small.quantize(palette=palette).save(shown, "PNG", optimize=True)
         if shown.tell() <= HEAVY:
             break
     return shown.getvalue()
