@@ -37,7 +37,7 @@ def moved(explorer: widgets.Explorer) -> dict[str, tuple[list[float], list[float
     """Milliseconds of every move of every knob: the first time that a value is seen, and of later moves."""
     knobs = explorer.knobs
     moves = {
-        "top share": ("share", np.linspace(0.05, 1.0, MOVES).round(2).tolist()),
+        "top share": ("share", np.geomspace(0.01, 1.0, MOVES).round(3).tolist()),
         "target": ("target", [value for _, value in knobs["target"].options]),
         "method": ("method", ["gate", "top-gate", "influence"]),
         "opacity": ("opacity", np.linspace(0.1, 0.9, 17).round(2).tolist()),
@@ -54,8 +54,18 @@ def moved(explorer: widgets.Explorer) -> dict[str, tuple[list[float], list[float
         knobs["share"].value = 0.3
         new = [timed(control, value) for value in values[:-1]]
         found["frame, top 30 %"] = new, [timed(control, value) for value in islice(cycle(values), MOVES)]
-    picks = [timed(pick, not pick.value) for pick in islice(cycle(explorer.picks), MOVES)]
-    found["pick a channel"] = picks, picks  # always another selection
+    for name, pictures, kind in (
+        ("pick a channel", explorer.strip.maps, "click"),
+        ("drag the cut", explorer.charts, "drag"),
+        ("look at a channel", explorer.charts, "move"),
+    ):
+        took = []
+        for move in range(MOVES):
+            at = {"index": move % 8 if kind == "click" else 0, "x": 0.2 + 0.6 * move / MOVES, "y": 0.5}
+            started = time.perf_counter()
+            pictures._hear(None, {"kind": kind} | at, [])
+            took.append(1000 * (time.perf_counter() - started))
+        found[name] = took, took  # always another selection
     return found
 
 

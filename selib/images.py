@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,17 @@ def read_image(path: str | Path) -> Tensor:
     return as_tensor(_opened(Path(path)))
 
 
-def _opened(path: Path) -> Any:
+def decoded(name: str, content: bytes) -> Any:
+    """The bytes of an image file as an RGB PIL image. ValueError for a damaged file, or no image."""
+    return _opened(name, BytesIO(content))
+
+
+def _opened(path: str | Path, file: BytesIO | None = None) -> Any:
     """An image file as an RGB PIL image."""
     from PIL import Image, ImageOps
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(path))
+        picture = ImageOps.exif_transpose(Image.open(file or path))
         if picture.mode.startswith("I"):  # 16 bits, as X-rays have; Pillow would cut them off at 255
             grey = np.asarray(picture, dtype=np.float64) / 257
             picture = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))

@@ -80,6 +80,17 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
+def elided(text: str, width: int, size: int = 12) -> str:
+    """A text that is wider than ``width`` pixels without its middle."""
+    if font(size).getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+        if font(size).getlength(short) <= width:
+            return short
+    return "…"
+
+
 def write_line(picture: Picture, text: str, x: int, y: int, *, size: int = 12, colour: Colour = INK) -> None:
     """Write text into a picture, its upper left corner at (x, y), cut at the edges."""
     page = Image.fromarray(picture)

@@ -1,4 +1,4 @@
-"""What the explorer shows, as numbers, pictures and HTML; :mod:`selib.widgets` adds the knobs.
+"""What the explorer shows, as numbers and pictures; :mod:`selib.widgets` adds the knobs.
 
 Everything comes from one forward pass for each image, made when it is first looked at and kept. Matplotlib
 draws nothing here: a redraw has to keep up with the hand on a knob.
@@ -6,18 +6,19 @@ draws nothing here: a redraw has to keep up with the hand on a knob.
 
 from __future__ import annotations
 
-import base64
 import html
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from io import BytesIO
-from typing import Protocol
+from math import expm1, log1p
+from typing import Any, Protocol
 from zlib import Z_RLE
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -27,24 +28,42 @@ from selib.explanation import Explanation, Method
 from selib.forward import to_device
 from selib.heatmap import normalize, resize
 from selib.plot import Picture
-from selib.select import Select
+from selib.scores import ranked_precision
+from selib.select import NormalQuantile, Select
 
 HEIGHT = 224  # of an image on the screen, in pixels
 NOTHING = "nothing"
+READINGS: dict[str, tuple[Method, bool]] = {  # as the menu calls them: method, contrast
+    "influence": ("influence", False),
+    "log-odds influence": ("influence", True),
+    "gate": ("gate", False),
+    "top-gate": ("top-gate", False),
+    "gated influence": ("gated-influence", False),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the knobs are set to, whatever the image and the frame."""
 
-    method: Method
+    reading: str  # of READINGS
     target: int
     rules: tuple[Select, ...]  # which channels take part, a rule for each stream of the subject
-    compare: str = NOTHING  # the rival
+    compare: str = NOTHING  # another reading, or a rival
     off: frozenset[str] = frozenset()  # modalities of a clip whose gates are at zero
     colours: str = plot.COLORMAP
     opacity: float = 0.55
     smooth: bool = True  # interpolated, or cells as squares
+    outline: bool = True  # of the truth, where it is known
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of the view, its title, and the heatmap in it, whose value is told under the pointer."""
+
+    title: str
+    picture: Picture
+    heat: NDArray[Any] | None = None  # (H, W), in [0, 1]
 
 
 class Subject(Protocol):
@@ -54,17 +73,19 @@ class Subject(Protocol):
     thumbnail: Picture
     outputs: Sequence[str]  # the names of the logits
     multilabel: bool  # each of them is a yes or no of its own
-    rivals: Collection[str]  # the other methods to compare with
+    others: Sequence[str]  # what it can be compared with
     streams: tuple[str, ...]  # the inputs that have an SE block and a picture
     frames: int  # 1 for an image
     fps: float  # 0 for an image
     modalities: tuple[str, ...]  # what can be switched off; none of an image
     sound: bytes  # a WAV file; empty for an image
+    label: int | None  # the true class, where it is known
+    truth: Tensor | None  # bool (H, W), where the object is
 
     def explanation(self, stream: str) -> Explanation:
         """The explanation of a batch of one."""
 
-    def picture(self, settings: Settings, t: int) -> Picture:
+    def panels(self, settings: Settings, t: int) -> list[Panel]:
         """Frame t with its heatmaps."""
 
     def code(self, stream: str, settings: Settings) -> str:
@@ -88,28 +109,56 @@ class ImageSubject(Subject):
     multilabel: bool
     rivals: Mapping[str, Rival]  # by name
     called: str = "model"  # in Python
+    label: int | None = None
+    truth: Tensor | None = None  # bool (H, W)
     streams, frames, fps, modalities, sound = ("image",), 1, 0.0, (), b""
 
     def __post_init__(self) -> None:
+        self.others = (*READINGS, *self.rivals)
         self.thumbnail = plot.rgb(self.image)
         self._shown = enlarged(self.thumbnail, HEIGHT)
         self._explain = lru_cache(1)(partial(explain, self.model, self.inputs))
         self._rival_map = lru_cache(None)(self._make_rival_map)
+        if self.truth is not None:
+            size = self._shown.shape[:2]
+            self.truth = F.interpolate(self.truth[None, None].float(), size, mode="nearest")[0, 0] > 0.5
 
     def explanation(self, stream: str) -> Explanation:
         return self._explain()
 
-    def picture(self, settings: Settings, t: int) -> Picture:
-        """The image, the heatmap over it, and beside it that of the rival."""
-        ours = heatmap(self._explain(), settings, settings.rules[0], self._shown.shape[:2])
-        maps = {f"{settings.method}: {self.outputs[settings.target]}": ours}
+    def panels(self, settings: Settings, t: int) -> list[Panel]:
+        """The image beside its heatmap, or the heatmap beside another."""
+        named, size = self.outputs[settings.target], self._shown.shape[:2]
+        ours = heatmap(self._explain(), settings, settings.rules[0], size)
+        found = [self._panel(f"{settings.reading}: {named}", ours, settings)]
+        if settings.compare == NOTHING:
+            return [Panel(self.name, self._outlined(self._shown, settings)), *found]
         if settings.compare in self.rivals:
-            maps[settings.compare] = self._rival_map(settings.compare, settings.target)
+            other = self._rival_map(settings.compare, settings.target)
+        else:
+            rule = NormalQuantile() if settings.compare == "top-gate" else settings.rules[0]
+            other = heatmap(self._explain(), replace(settings, reading=settings.compare), rule, size)
+        return [*found, self._panel(f"{settings.compare}: {named}", other, settings)]
+
+    def _panel(self, title: str, heat: Tensor, settings: Settings) -> Panel:
         image = torch.from_numpy(self._shown).permute(2, 0, 1)
-        pictures = [self._shown]
-        for one in maps.values():
-            pictures.append(plot.overlay(image, one, opacity=settings.opacity, colormap=settings.colours))
-        return plot.row_of(pictures, [self.name, *maps])
+        picture = plot.overlay(image, heat, opacity=settings.opacity, colormap=settings.colours)
+        if self.truth is not None and bool(self.truth.any()):
+            inside = float(heat[self.truth].sum() / heat.sum().clamp_min(1e-12))
+            precision = float(ranked_precision(heat.flatten()[None].double(), self.truth.flatten()[None]))
+            title += f"\nenergy inside {inside:.2f}, AP {precision:.2f}"
+        return Panel(title, self._outlined(picture, settings), heat.numpy())
+
+    def _outlined(self, picture: Picture, settings: Settings) -> Picture:
+        """With the truth's edge, white beside black."""
+        if self.truth is None or not settings.outline:
+            return picture
+        picture, inside = picture.copy(), self.truth[None].float()
+        wide = F.max_pool2d(inside, 5, 1, 2)[0] > 0
+        line = F.max_pool2d(inside, 3, 1, 1)[0] > 0
+        picture[(wide & ~line).numpy()] = 0
+        picture[(line & ~self.truth).numpy()] = 255
+        return picture
 
     def _make_rival_map(self, name: str, target: int) -> Tensor:
         device = next(self.model.parameters()).device
@@ -118,9 +167,25 @@ class ImageSubject(Subject):
         return found.clamp(0, 1)[0].cpu()
 
     def code(self, stream: str, settings: Settings) -> str:
-        asked = f'"{settings.method}", target={settings.target}, select={spelled(settings.rules[0])}'
         named = self.outputs[settings.target]
-        return f"ex = selib.explain({self.called}, {self.spelled})\nheatmap = ex.heatmap({asked})  # {named}"
+        asked = f"ex = selib.explain({self.called}, {self.spelled})"
+        return f"{asked}\nheatmap = ex.heatmap({arguments(settings, settings.rules[0])})  # {named}"
+
+
+def predicted(subject: Subject) -> int:
+    """The largest logit, of a clip on average."""
+    logits = subject.explanation(subject.streams[0]).logits[0]
+    if logits.shape[-1] != len(subject.outputs):
+        expected = f"{len(subject.outputs)} class names do not fit {logits.shape[-1]} logits"
+        raise ValueError(f"{expected}: pass classes=")
+    return int(logits.reshape(-1, logits.shape[-1]).mean(0).argmax())
+
+
+def arguments(settings: Settings, rule: Select) -> str:
+    """Of ``heatmap``, as they are written in Python."""
+    method, contrast = READINGS[settings.reading]
+    odds = ", contrast=True" if contrast else ""
+    return f'"{method}", target={settings.target}{odds}, select={spelled(rule)}'
 
 
 def spelled(rule: Select) -> str:
@@ -132,7 +197,8 @@ def spelled(rule: Select) -> str:
 def heatmap(ex: Explanation, settings: Settings, rule: Select, size: Sequence[int]) -> Tensor:
     """The heatmap ``size`` in [0, 1] of a batch of one, interpolated or in squares."""
     cells = size if settings.smooth else ex.features.shape[2:]
-    found = ex.heatmap(settings.method, settings.target, select=rule, size=cells)
+    method, contrast = READINGS[settings.reading]
+    found = ex.heatmap(method, settings.target, contrast=contrast, select=rule, size=cells)
     return F.interpolate(found[None], size, mode="nearest")[0, 0].cpu()
 
 
@@ -164,29 +230,70 @@ def channel_maps(ex: Explanation, which: list[int], t: int, frames: int, setting
     return list(np.rint(plot.coloured(maps.cpu().numpy(), settings.colours)).astype(np.uint8))
 
 
+SCALE = 2  # pixels of a chart for each on the screen
+WIDTH, LEFT, TOP, ACROSS, DOWN = 280, 38, 18, 236, 94  # of a chart and of its axes, on the screen
+
+
+class Chart:
+    """A white page to draw on, in pixels of the screen."""
+
+    def __init__(self, height: int) -> None:
+        self._page = Image.new("RGB", (WIDTH * SCALE, height * SCALE), "white")
+        self._draw = ImageDraw.Draw(self._page)
+
+    def bar(self, left: float, top: float, right: float, bottom: float, colour: Any) -> None:
+        self._draw.rectangle([SCALE * value for value in (left, top, right, bottom)], fill=colour)
+
+    def ring(self, x: float, y: float, colour: Any) -> None:
+        at = [SCALE * value for value in (x - 4.5, y - 4.5, x + 4.5, y + 4.5)]
+        self._draw.ellipse(at, outline=colour, width=2 * SCALE)
+
+    def write(self, x: float, y: float, text: str, anchor: str = "la", *, bold: bool = False) -> None:
+        at, font = (SCALE * x, SCALE * y), plot.font(11 * SCALE)
+        self._draw.text(at, text, plot.INK, font, anchor, stroke_width=int(bold), stroke_fill=plot.INK)
+
+    @property
+    def picture(self) -> Picture:
+        return np.asarray(self._page)
+
+
+def edge(rank: float, count: int) -> float:
+    """Where on its axis, from 0 to 1, the bar of this rank begins; many stand on a logarithmic axis."""
+    return rank / count if count <= 32 else log1p(rank) / log1p(count)
+
+
+def rank_at(x: float, count: int) -> float:
+    """The rank at a place in the chart's picture, x from 0 to 1; the inverse of :func:`edge`."""
+    place = min(1.0, max(0.0, (x * WIDTH - LEFT) / ACROSS))
+    return place * count if count <= 32 else expm1(place * log1p(count))
+
+
 def gates_chart(weights: Tensor, chosen: Tensor, title: str) -> Picture:
-    """Channel weights (C,) as bars in falling order: the chosen ones, bool (C,), blue; a line at the cut."""
+    """Channel weights (C,) as bars in falling order, the chosen ones, bool (C,), blue; a line at the cut."""
     order = weights.argsort(descending=True, stable=True)
     values, picked = weights[order].tolist(), chosen[order].tolist()
-    low, high = min(0.0, *values), max(0.0, *values)
-    left, top, width, height = 46, 22, 360, 130
-    x, y = _axis(0, len(values), left, width), _axis(high, low, top, height)
-    page = Image.new("RGB", (left + width + 4, top + height + 22), "white")
-    draw = ImageDraw.Draw(page)
-    for place in np.argsort(picked, kind="stable"):  # the chosen ones last, so that none is hidden
-        colour = plot.OURS if picked[place] else plot.CONTROLS
-        start, end = sorted([y(0), y(values[place])])
-        draw.rectangle((x(place), start, x(place + 0.8), end), fill=colour)
-    if any(picked):
-        cut = y(float(weights[chosen].min()))
-        draw.line((left, cut, left + width, cut), fill=plot.OTHERS)
-    draw.line((left, y(0), left + width, y(0)), fill=plot.INK)
-    write = partial(draw.text, fill=plot.INK, font=plot.font(12))
-    for tick in (low, high):
-        write((left - 4, y(tick)), f"{tick:.2g}", anchor="rm")
-    write((left, 2), title)
-    write((left, top + height + 4), "channels, sorted")
-    return np.asarray(page)
+    low, high, count = min(0.0, *values), max(0.0, *values), len(values)
+    page, y = Chart(TOP + DOWN + 20), _axis(high, low, TOP, DOWN)
+    gap = 0.8 if count <= 32 else 1.0
+    for rank in np.argsort(picked, kind="stable").tolist():  # the chosen ones last, so that none is hidden
+        left, right = edge(rank, count), edge(rank + gap, count)
+        top, bottom = sorted([y(0), y(values[rank])])
+        colour = plot.OURS if picked[rank] else plot.CONTROLS
+        page.bar(LEFT + ACROSS * left, top, LEFT + ACROSS * right, bottom, colour)
+    page.bar(LEFT, y(0), LEFT + ACROSS, y(0), plot.INK)
+    k = sum(picked)
+    if all(picked[:k]):  # a cut, which can be dragged; picked by hand there is none
+        cut = LEFT + ACROSS * edge(k, count)
+        page.bar(cut - 0.5, TOP - 4, cut + 0.5, TOP + DOWN, plot.OTHERS)
+        page.bar(cut - 3, TOP - 4, cut + 3, TOP + 6, plot.OTHERS)
+    for value in (low, high):
+        page.write(LEFT - 4, y(value), f"{value:.2g}", "rm")
+    page.write(LEFT, 2, title)
+    for rank in [1, 10, 100, 1000]:
+        if 32 < count and 2 * rank < count:
+            page.write(LEFT + ACROSS * edge(rank, count), TOP + DOWN + 4, str(rank), "ma")
+    page.write(LEFT + ACROSS, TOP + DOWN + 4, f"{count}", "ra")
+    return page.picture
 
 
 def _axis(low: float, high: float, start: float, length: float) -> Callable[[float], float]:
@@ -195,36 +302,54 @@ def _axis(low: float, high: float, start: float, length: float) -> Callable[[flo
     return lambda value: start + length * (value - low) / span
 
 
-INK = "var(--jp-ui-font-color1, #333)"  # of JupyterLab's theme, light or dark
+ROW, HEAD = 18, 20  # of the answers, on the screen
 
 
-def shown(picture: Picture, said: str) -> str:
-    """A picture as HTML, introduced to a screen reader by ``said``."""
-    height, width = picture.shape[:2]
-    data = base64.b64encode(encoded(picture)).decode()
-    image = f'<image width="{width}" height="{height}" href="data:image/png;base64,{data}"/>'
-    return f'<svg role="img" aria-label="{html.escape(said)}" width="{width}" height="{height}">{image}</svg>'
+def answers(subject: Subject, before: Tensor, after: Tensor, target: int) -> tuple[Picture, list[int], str]:
+    """The largest logits (K,) and the target's: bars with all channels, rings with the chosen ones.
 
-
-def answers(subject: Subject, before: Tensor, after: Tensor, target: int) -> str:
-    """The largest logits (K,) and the target's as HTML: bars with all channels, rings with the chosen."""
+    Returns:
+        The chart, the output of each of its rows, and its title.
+    """
     largest = before.argsort(descending=True)[:5].tolist()
     rows = largest if target in largest else [*largest, target]
     both = torch.stack([before[rows], after[rows]])
-    x = _axis(min(0.0, float(both.min())), max(0.0, float(both.max())), 6, 170)
-    table = ""
-    for k, a, b in zip(rows, *both.tolist(), strict=True):
-        start, end = sorted([x(0), x(a)])
-        table += (
-            f'<tr><td style="text-align:right;font-weight:{"bold" if k == target else "normal"}">'
-            f'{html.escape(subject.outputs[k])}</td><td><svg width="182" height="18" style="display:block">'
-            f'<rect x="{start:.1f}" y="2" width="{end - start:.1f}" height="13" fill="{plot.OURS}"/>'
-            f'<circle cx="{x(b):.1f}" cy="8.5" r="4.5" fill="none" stroke="{plot.OTHERS}" stroke-width="2"/>'
-            f"</svg></td><td>{a:.2f} → {b:.2f}</td></tr>"
-        )
+    page, middle = Chart(HEAD + 6 * ROW), 104
+    x = _axis(min(0.0, float(both.min())), max(0.0, float(both.max())), middle, 90)
     share = [float((v.sigmoid() if subject.multilabel else v.softmax(0))[target]) for v in (before, after)]
     said = f"{subject.outputs[target]}: {share[0]:.0%} → {share[1]:.0%} with the selected channels only"
-    return f'<div style="color:{INK};font:12px sans-serif">{html.escape(said)}<table>{table}</table></div>'
+    page.write(2, 2, plot.elided(f"{share[0]:.0%} → {share[1]:.0%} with the selected channels only", 276, 11))
+    for place, (k, a, b) in enumerate(zip(rows, *both.tolist(), strict=True)):
+        y = HEAD + ROW * (place + 0.5)
+        start, end = sorted([x(0), x(a)])
+        page.write(middle - 4, y, plot.elided(subject.outputs[k], middle - 6, 11), "rm", bold=k == target)
+        page.bar(start, y - 6, end, y + 6, plot.OURS)
+        page.ring(x(b), y, plot.OTHERS)
+        page.write(WIDTH - 2, y, f"{a:.2f} → {b:.2f}", "rm")
+    return page.picture, rows, said
+
+
+def colour_bar(colours: str, height: int) -> Picture:
+    """The scale of a heatmap from 1 at the top to 0, as high as the view."""
+    page = np.full((height, 30, 3), 255, np.uint8)
+    page[:, :12] = plot.coloured(np.linspace(1, 0, height), colours)[:, None]
+    for text, y in (("1", 0), (".5", height // 2 - 7), ("0", height - 14)):
+        plot.write_line(page, text, 15, y)
+    return page
+
+
+INK = "var(--jp-ui-font-color1, #333)"  # of JupyterLab's theme, light or dark
+COPY = """const code = this.dataset.code, page = document.createElement('textarea');
+page.value = code; document.body.append(page); page.select();
+if (!navigator.clipboard) document.execCommand('copy');
+page.remove();
+navigator.clipboard?.writeText(code)"""  # the clipboard is only there in pages of this machine, or with https
+
+
+def note(said: str) -> str:
+    """A message as HTML."""
+    style = f"color:{INK};font-size:11px;line-height:1.3;overflow-wrap:anywhere"
+    return f'<div style="{style}">{html.escape(said)}</div>'
 
 
 def copied(code: str) -> str:
@@ -232,6 +357,7 @@ def copied(code: str) -> str:
     escaped = html.escape(code)
     return (
         f'<button type="button" class="jupyter-button" title="copy these two lines" data-code="{escaped}" '
-        'onclick="navigator.clipboard.writeText(this.dataset.code)">copy code</button>'
-        f'<pre style="display:inline-block;margin:0 8px;color:{INK}">{escaped}</pre>'
+        f'onclick="{COPY}">copy code</button>'
+        f'<pre style="margin:4px 0;color:{INK};font-size:11px;line-height:1.3;white-space:pre-wrap">'
+        f"{escaped}</pre>"
     )

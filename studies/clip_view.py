@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from selib import plot
 from selib.explainer import explain
-from selib.explanation import Explanation, Method
+from selib.explanation import Explanation
+from selib.explorer import Explorer, check_count
 from selib.forward import attached, bare, to_device
 from selib.heatmap import normalize, resize
-from selib.plot import Picture
 from selib.select import Select
-from selib.views import Settings, Subject, heatmap, spelled
-from selib.widgets import Explorer, check_count
+from selib.views import NOTHING, Panel, Settings, Subject, arguments, heatmap
 from studies import baselines
 from studies.clips import RATE, Film, probability
 from studies.data import SpeakerSet
@@ -73,7 +72,8 @@ class ClipSubject(Subject):
         inputs: how the inputs are written in Python.
     """
 
-    rivals = ("Grad-CAM", "mean of channels")
+    others = ("Grad-CAM", "mean of channels")
+    label, truth = None, None
 
     def __init__(
         self, model: nn.Module, clip: Clip, name: str, outputs: Sequence[str], *, fps: float, inputs: str
@@ -119,9 +119,9 @@ class ClipSubject(Subject):
     def explanation(self, stream: str) -> Explanation:
         return self.whole.streams[stream]
 
-    def picture(self, settings: Settings, t: int) -> Picture:
+    def panels(self, settings: Settings, t: int) -> list[Panel]:
         """Frame t, its heatmaps, the sound, and the score with everything and without what is off."""
-        return self._film(settings)[t]
+        return [Panel("", self._film(settings)[t])]
 
     def _make_film(self, settings: Settings) -> Film:
         target, off = settings.target, settings.off
@@ -129,8 +129,8 @@ class ClipSubject(Subject):
         for stream, rule in zip(self.streams, settings.rules, strict=True):
             if stream in off:
                 continue
-            maps[stream] = self._maps(stream, settings.method, target, settings.smooth, rule)
-            if settings.compare in self.rivals:
+            maps[stream] = self._maps(stream, settings.reading, target, settings.smooth, rule)
+            if settings.compare != NOTHING:
                 beside = f"{stream}: {settings.compare}"
                 frames[beside] = self.pictures[stream]
                 maps[beside] = self._rival_maps(stream, settings.compare, target)
@@ -149,9 +149,9 @@ class ClipSubject(Subject):
         logits = fusion.with_gates(lambda s: s * keep) if off else fusion.logits
         return probability(logits[0], target)
 
-    def _make_maps(self, stream: str, method: Method, target: int, smooth: bool, rule: Select) -> Levels:
+    def _make_maps(self, stream: str, reading: str, target: int, smooth: bool, rule: Select) -> Levels:
         """A stream's heatmaps (T, H, W), 0 to 255."""
-        settings = Settings(method, target, (rule,), smooth=smooth)
+        settings = Settings(reading, target, (rule,), smooth=smooth)
         return plot.pixels(heatmap(self.explanation(stream), settings, rule, self.pictures[stream].shape))
 
     def _make_rival_maps(self, stream: str, rival: str, target: int) -> Levels:
@@ -162,8 +162,7 @@ class ClipSubject(Subject):
         return plot.pixels(normalize(resize(ex.features.relu().mean(1), self.pictures[stream].shape))[0])
 
     def code(self, stream: str, settings: Settings) -> str:
-        rule = spelled(settings.rules[self.streams.index(stream)])
-        asked = f'"{settings.method}", target={settings.target}, select={rule}'
+        asked = arguments(settings, settings.rules[self.streams.index(stream)])
         return (
             f'ex = selib.explain(model, {self._spelled})\nheatmap = ex.streams["{stream}"].heatmap({asked})'
         )

@@ -12,23 +12,31 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from selib.atomic import write_text
 from studies import notebooks, results
 from studies.markdown import SYNTHETIC, clock, line, table, text
 from studies.profiles import PROFILES, base
 
+FIRST = 5  # findings that are shown at once
+WIDTH, QUALITY = 1200, 75  # of figures inside the HTML page; a click opens the file beside it
 TABLE = re.compile(r"<!-- table:(\w+)/(\w+):(\w+) -->\n.*?<!-- /table -->", re.DOTALL)
 NOTEBOOKS = re.compile(r"<!-- notebooks -->\n.*?<!-- /notebooks -->", re.DOTALL)
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { background: var(--soft); text-align: left; }
+table { display: block; overflow-x: auto; border-collapse: collapse; font: 14px/1.4 system-ui, sans-serif;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { background: var(--soft); text-align: left; overflow-wrap: break-word; }
+td[style*="right"] { white-space: nowrap; }
+summary { cursor: pointer; }
 img { max-width: 100%; background: #fff; }
 """
 
@@ -100,7 +108,6 @@ def _list(folder: Path | None) -> str:
 
 def _summary(folder: Path, result: Mapping[str, Any]) -> str:
     """A line of the table of contents."""
-    page = folder / f"{result['notebook']}.html"
     title = text(_title(folder, result))
     sets = []
     for name, entry in result["data"].items():
@@ -108,7 +115,7 @@ def _summary(folder: Path, result: Mapping[str, Any]) -> str:
         sets.append(f"{name} ({size}{', synthetic' if entry.get('synthetic') else ''})")
     timings = result["timings"]
     return line(
-        f"[{title}]({page.name})" if page.is_file() else title,
+        f"[{title}](#{result['notebook']})",
         text("; ".join(sets)),
         text(f"{timings.get('accelerator') or timings['cpu']}, {timings['cores']} cores"),
         clock(timings["total"]) if "total" in timings else "–",
@@ -117,11 +124,17 @@ def _summary(folder: Path, result: Mapping[str, Any]) -> str:
 
 def _section(folder: Path, figures: Path, result: Mapping[str, Any]) -> list[str]:
     metrics = result["metrics"]
-    parts = [f"## {text(_title(folder, result))}"]
+    name = result["notebook"]
+    parts = [f'<a id="{name}"></a>', f"## {text(_title(folder, result))}"]
+    if (folder / f"{name}.html").is_file():
+        parts.append(f"[The executed notebook]({name}.html)")
     if _is_synthetic(result):
         parts.append(f"*{SYNTHETIC}*")
-    if metrics.get("findings"):
-        parts.append("\n".join(f"- {text(finding)}" for finding in metrics["findings"]))
+    findings = [f"- {text(finding)}" for finding in metrics.get("findings", [])]
+    if findings:
+        parts.append("\n".join(findings[:FIRST]))
+    if more := findings[FIRST:]:
+        parts += [f"<details><summary>{len(more)} more findings</summary>", "\n".join(more), "</details>"]
     parts += [table(spec) for spec in metrics.get("tables", {}).values()]
     for name, caption in metrics.get("figures", {}).items():
         path = figures / f"{name}.png"
@@ -151,11 +164,16 @@ def _html(page: str, title: str, folder: Path) -> str:
     import mistune
 
     def inline(match: re.Match[str]) -> str:
-        content = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{content}"'
+        with Image.open(folder / match[2]) as figure:
+            small = figure.convert("RGB")
+        small.thumbnail((WIDTH, 10 * WIDTH))
+        file = BytesIO()
+        small.save(file, "WEBP", quality=QUALITY)
+        content = base64.b64encode(file.getvalue()).decode()
+        return f'<a href="{match[2]}">{match[1]}src="data:image/webp;base64,{content}"{match[3]}</a>'
 
     body = str(mistune.create_markdown(escape=False, plugins=["table"])(page))
-    body = re.sub(r'src="([^":]+\.png)"', inline, body)
+    body = re.sub(r'(<img [^>]*)src="([^":]+\.png)"([^>]*>)', inline, body)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

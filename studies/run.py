@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,7 +212,9 @@ def _html(executed: Path) -> str:
 
     notebook = notebooks.clean(notebooks.read(executed))
     page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
-    return str(page)
+    return re.sub(
+        r'(href="\d\d_\w+)\.ipynb', r"\1.html", str(page)
+    )  # the next notebook's page lies beside it
 
 
 def failure(executed: NotebookNode, timeout: int) -> str:

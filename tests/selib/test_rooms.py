@@ -23,6 +23,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 # What pip installs with the extras alone: `import selib` and its method must do without.
 EXTRAS = [
+    "anywidget",
     "av",
     "captum",
     "cv2",

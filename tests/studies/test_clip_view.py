@@ -18,7 +18,12 @@ from studies import clip_view, clips
 
 
 def pixels(view: Any) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(view.value)).convert("RGB"), dtype=int)
+    return np.asarray(Image.open(io.BytesIO(view.images[0])).convert("RGB"), dtype=int)
+
+
+def click(widget: widgets.Explorer, place: int) -> None:
+    """On a channel's map."""
+    widget.strip.maps._hear(None, {"kind": "click", "index": place, "x": 0.5, "y": 0.5}, [])
 
 
 def player() -> tuple[widgets.Explorer, Detector, dict[str, clip_view.Clip]]:
@@ -42,6 +47,7 @@ def player() -> tuple[widgets.Explorer, Detector, dict[str, clip_view.Clip]]:
 def test_every_control_of_a_clip_redraws() -> None:
     widget, _, _ = player()
     knobs = widget.knobs | widget.switches
+    knobs["share"].value = 1.0
     seen = [pixels(widget.view)]
     for name, value in (
         ("frame", 7),
@@ -63,9 +69,9 @@ def test_every_control_of_a_clip_redraws() -> None:
         seen.append(pixels(widget.view))
         changed = seen[-1].shape != seen[-2].shape or np.abs(seen[-1] - seen[-2]).max() > 20
         assert changed, name
-    before = widget.gates.value
+    before = widget.charts.images[0]
     knobs["stream"].value = "body"
-    assert widget.gates.value != before
+    assert widget.charts.images[0] != before
 
 
 def test_a_clip_is_drawn_as_the_explanation_says() -> None:
@@ -98,9 +104,9 @@ def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() ->
     runs, made = len(model.seen), set()
     for t in range(20):
         widget.knobs["frame"].value = t
-        made.add(widget.view.value)
+        made.add(widget.view.images[0])
     assert len(made) == 20 and len(model.seen) == runs
-    before = widget.view.value
+    before = widget.view.images
     for control, value in (
         (widget.switches["face"], True),
         (widget.knobs["method"], "influence"),
@@ -108,7 +114,7 @@ def test_moving_through_time_runs_nothing_again_and_neither_does_going_back() ->
         (widget.switches["face"], False),
     ):
         control.value = value
-    assert widget.view.value == before and len(model.seen) == runs
+    assert widget.view.images == before and len(model.seen) == runs
 
 
 def test_a_rival_is_not_made_again_while_the_selection_moves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +131,14 @@ def test_a_rival_is_not_made_again_while_the_selection_moves(monkeypatch: pytest
 
 def test_channels_are_picked_for_each_stream() -> None:
     widget, _, _ = player()
-    widget.picks[0].value = False
-    dropped = widget._strip[0]
+    widget.knobs["share"].value = 1.0
+    dropped = widget.strip.channels[0]
+    click(widget, 0)
     face = widget.rule
     widget.knobs["stream"].value = "body"
     assert "picked by hand" == widget.knobs["rule"].value and widget.rule == TopFraction(1.0)
-    widget.picks[1].value = False
-    assert isinstance(widget.rule, Channels) and widget._strip[1] not in widget.rule.indices
+    click(widget, 1)
+    assert isinstance(widget.rule, Channels) and widget.strip.channels[1] not in widget.rule.indices
     widget.knobs["stream"].value = "face"
     assert widget.rule == face and dropped not in face.indices
 
@@ -149,8 +156,9 @@ def test_another_clip_brings_its_length_and_its_sound() -> None:
     widget, _, found = player()
     widget.knobs["frame"].value = 19
     widget.knobs["item"].value = 1
-    assert widget.knobs["frame"].max == widget.knobs["play"].max == widget.knobs["frame"].value == 11
-    with wav.open(io.BytesIO(widget.sound.value)) as file:
+    frame = widget.knobs["frame"]
+    assert frame.max == frame.value == 11 and frame.fps == 25
+    with wav.open(io.BytesIO(frame.sound)) as file:
         assert (file.getnchannels(), file.getframerate()) == (1, 16000)
         assert np.array_equal(np.frombuffer(file.readframes(10**6), "<i2"), found["short"][2])
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_notebooks
 from matplotlib.figure import Figure
+from PIL import Image
 
 from studies import markdown, report, results
 
@@ -84,12 +89,29 @@ def test_report_writes_two_pages_that_say_the_data_are_synthetic(tmp_path: Path)
     text, html = (page.read_text() for page in pages)
     assert "## The 00_good" in text and "| 1 min 15 s |" in text and "32 images, synthetic" in text
     assert markdown.SYNTHETIC in text and "![A *map*.](figures/00_good_map.png)" in text
-    assert '<a href="00_good.html">' in html and ">0.411 [0.402, 0.421]</td>" in html
-    assert 'src="data:image/png;base64,' in html
+    assert '<a href="#00_good">' in html and '<a id="00_good"></a>' in html  # contents
+    assert '<a href="00_good.html">The executed notebook</a>' in html and ">0.411 [0.402, 0.421]</td>" in html
+    assert re.search(r'<a href="figures/00_good_map\.png"><img src="data:image/webp;base64,[^>]*></a>', html)
     assert "<i>" not in html and not re.search(r"<script|<link|https?://", html)
     finished(run, synthetic=False)
     report.report(run)
     assert markdown.SYNTHETIC not in (run / "index.md").read_text()
+
+
+def test_five_findings_stand_first_and_figures_are_made_small(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    stored = json.loads((run / "results" / "00_good.json").read_text())
+    stored["metrics"]["findings"] = [f"Finding {k}." for k in range(8)]
+    (run / "results" / "00_good.json").write_text(json.dumps(stored))
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 3000, 3), np.uint8)
+    Image.fromarray(noise).save(run / "figures" / "00_good_map.png")
+    text, html = (page.read_text() for page in report.report(run))
+    more = text.index("<details><summary>3 more findings</summary>")
+    assert text.index("- Finding 4.") < more < text.index("- Finding 5.") < text.index("</details>")
+    assert "<li>Finding 7.</li>" in html and "</details>" in html
+    (content,) = re.findall(r"data:image/webp;base64,([^\"]+)", html)
+    with Image.open(io.BytesIO(base64.b64decode(content))) as shown:
+        assert shown.size == (1200, 600)
 
 
 def test_report_of_committed_results_needs_no_notebook(
