@@ -27,13 +27,12 @@ from selib.images import as_tensor, read_image
 from selib.loading import Loaded
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
-SHEET = 48  # pictures on a contact sheet
+ACROSS, ROWS = 8, 6  # pictures on a contact sheet
 THUMBNAIL = 160  # pixels, high and wide
-FRAMES = 24  # of a video on its contact sheet
 
 Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 Line = dict[str, Any]  # what explanations.jsonl says of an image or frame
-Part = tuple[Line, Tensor]  # of an image or frame: its line, and its overlay as a thumbnail
+Part = tuple[Line, Picture]  # of an image or frame: its line, and its overlay as a thumbnail
 Ask = Callable[[Tensor], tuple[Picture, Line]]  # an image uint8 (3, H, W) -> its overlay and its line
 
 
@@ -59,7 +58,7 @@ def explain_files(
     skipped = 0
     number = _class_number(target, loaded.classes)
     lines: list[str] = []
-    shown: list[tuple[str, Tensor]] = []  # titles and pictures of the contact sheets
+    rows: list[Sequence[Part]] = []  # of the contact sheets: films have one each, images share them
     with SEExplainer(loaded.model) as explainer:
         ask = partial(_explain, explainer, loaded, method, number, gates)
         bar = tqdm(jobs.items(), desc="explain", unit="file", disable=len(jobs) < 2, leave=False)
@@ -72,13 +71,14 @@ def explain_files(
                 skipped += 1
                 continue
             lines += [json.dumps({**line, "overlay": name}) + "\n" for line, _ in parts]
-            for place in np.linspace(0, len(parts) - 1, min(len(parts), FRAMES)).astype(int):
-                line, thumbnail = parts[place]
-                shown.append(("\n".join([name, *_answers(line)[:1]]), thumbnail))
+            places = np.linspace(0, len(parts) - 1, min(len(parts), ACROSS)).astype(int)
+            shown = [parts[place] for place in places]
+            full = not rows or len(rows[-1]) == ACROSS or "video" in rows[-1][0][0]
+            rows = [*rows, shown] if len(parts) > 1 or full else [*rows[:-1], [*rows[-1], *shown]]
             said = ", ".join(_answers(parts[0][0])) or "nothing"
             frames = f" … {len(parts)} frames" if len(parts) > 1 else ""
             tqdm.write(f"{path}: {said}{frames}", file=sys.stdout)
-    _write_sheets(out, shown)
+    _write_sheets(out, rows)
     if lines:
         write_text(out / "explanations.jsonl", "".join(lines))
     return skipped
@@ -185,12 +185,19 @@ def _explain_video(ask: Ask, path: Path, overlay_file: Path) -> list[Part]:
     return parts
 
 
-def _write_sheets(out: Path, shown: Sequence[tuple[str, Tensor]]) -> None:
-    for start in range(0, len(shown), SHEET):
-        titles, pictures = zip(*shown[start : start + SHEET], strict=True)
-        number = f"_{start // SHEET + 1}" if start else ""
-        sheet = plot.contact_sheet(torch.stack(pictures), columns=8, titles=titles)
-        _save(sheet, out / f"contact_sheet{number}.png")
+def _write_sheets(out: Path, rows: Sequence[Sequence[Part]]) -> None:
+    for start in range(0, len(rows), ROWS):
+        number = f"_{start // ROWS + 1}" if start else ""
+        drawn = []
+        for row in rows[start : start + ROWS]:
+            drawn.append(plot.row_of([thumbnail for _, thumbnail in row], [_title(line) for line, _ in row]))
+        _save(plot.column_of(drawn), out / f"contact_sheet{number}.png")
+
+
+def _title(line: Line) -> str:
+    """Name, time of a frame, and the surest answer."""
+    name = line["image"] if "image" in line else f"{line['time']:.2f} s of {line['video']}"
+    return "\n".join(plot.elided(text, THUMBNAIL) for text in [name, *_answers(line)[:1]])
 
 
 def _save(picture: Picture, path: Path) -> None:
@@ -198,5 +205,5 @@ def _save(picture: Picture, path: Path) -> None:
         Image.fromarray(picture).save(part, format="PNG")
 
 
-def _thumbnail(overlay: Picture) -> Tensor:
-    return as_tensor(ImageOps.pad(Image.fromarray(overlay), (THUMBNAIL, THUMBNAIL), color="white"))
+def _thumbnail(overlay: Picture) -> Picture:
+    return np.array(ImageOps.pad(Image.fromarray(overlay), (THUMBNAIL, THUMBNAIL), color="white"))

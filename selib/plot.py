@@ -124,9 +124,3 @@ def column_of(pictures: Sequence[Picture]) -> Picture:
         for picture in pictures
     ]
     return np.concatenate(rows)
-
-
-def contact_sheet(images: Tensor, *, columns: int = 12, titles: Sequence[str] = ()) -> Picture:
-    """Many images uint8 (N, 3, H, W) in rows on one page, each below its title."""
-    some = [slice(start, start + columns) for start in range(0, len(images), columns)]
-    return column_of([row_of([rgb(image) for image in images[row]], titles[row]) for row in some])

@@ -244,6 +244,8 @@ def test_a_photograph_and_its_film_of_one_name_are_both_explained(tmp_path: Path
         main(["explain", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
     )
     assert {path.name for path in (tmp_path / "out").glob("IMG_1*")} == {"IMG_1.png", "IMG_1.mp4"}
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:  # a row for the film, one for images
+        assert sheet.size == (2 * 160 + 8, 2 * (34 + 160 + 8))
 
 
 @pytest.mark.parametrize("sound", [True, False])
@@ -262,7 +264,8 @@ def test_a_video_is_explained_frame_by_frame(tmp_path: Path, checkpoint: Path, s
     assert [frame.shape for _, frame in video.read_frames(out / "film.mp4")] == [(34, 46, 3)] * 6
     if sound:
         assert np.abs(video.read_audio(out / "film.mp4")).max() > 1000
-    assert (out / "contact_sheet.png").is_file()
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.size == (6 * 160 + 5 * 8, 34 + 160 + 8)
 
 
 def test_a_checkpoint_without_a_block_has_influence_but_no_gates(

@@ -31,14 +31,14 @@ def test_an_overlay_refuses_another_size_and_opacity() -> None:
         plot.overlay(image, torch.zeros(4, 4), opacity=1.5)
 
 
-def test_a_contact_sheet_shows_every_image_once_below_its_title() -> None:
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 10).clone()
-    plain = plot.contact_sheet(images, columns=3)
+def test_rows_and_columns_show_every_picture_once_below_its_title() -> None:
+    pictures = [np.full((4, 10, 3), k, np.uint8) for k in range(5)]
+    plain = plot.column_of([plot.row_of(pictures[:3]), plot.row_of(pictures[3:])])
     assert plain.shape == (2 * (4 + 8), 3 * 10 + 2 * 8, 3)
     assert [int(plain[12 * (k // 3), 18 * (k % 3), 0]) for k in range(6)] == [0, 1, 2, 3, 4, 255]
-    titled = plot.contact_sheet(images, columns=3, titles=["a", "b\nc", "d", "e", "f"])
-    assert titled.shape[0] == 34 + 4 + 8 + 20 + 4 + 8  # two lines over the first row, one over the second
-    assert (titled[34:38] == plain[:4]).all() and titled[:34].min() < 128
+    titled = plot.row_of(pictures[:3], ["a", "b\nc", "d"])
+    assert titled.shape[0] == 34 + 4  # the tallest title has two lines
+    assert (titled[34:] == plain[:4]).all() and titled[:34].min() < 128
 
 
 def test_a_tint_leaves_zero_alone_and_mixes_by_value() -> None:
