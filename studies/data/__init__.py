@@ -2,7 +2,7 @@
 
 from selib.pixels import normalize
 from studies.data.faces import FaceSet, load_faces, rendered
-from studies.data.hqmasks import with_masks
+from studies.data.hqmasks import also_masked, masked_faces, with_masks
 from studies.data.imageset import ImageSet
 from studies.data.objects import available, data_root, load
 from studies.data.photos import enlarged, imagenet_sample, pets, shipped, tiny_at, tiny_wnids
@@ -14,6 +14,7 @@ __all__ = [
     "FaceSet",
     "ImageSet",
     "SpeakerSet",
+    "also_masked",
     "available",
     "data_root",
     "draw_clips",
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "load_faces",
     "load_speakers",
+    "masked_faces",
     "normalize",
     "pets",
     "rendered",

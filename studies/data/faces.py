@@ -32,10 +32,13 @@ PARTITION_LIST = "list_eval_partition.txt"
 LANDMARK_LIST = "list_landmarks_align_celeba.txt"
 IDENTITY_LIST = "identity_CelebA.txt"
 BOX_LIST = "list_bbox_celeba.txt"  # of the images before they were aligned: torchvision reads it, we do not
-NEEDED = (IMAGES, ATTRIBUTE_LIST, PARTITION_LIST, LANDMARK_LIST)
+NEEDED = (IMAGES, ATTRIBUTE_LIST)
 POINTS = tuple(
     f"{point}_{axis}" for point in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"
 )
+# Of an aligned image: eyes, nose, corners of the mouth; where a face's own points are not known.
+TEMPLATE = ((69.0, 111.0), (108.0, 111.0), (88.0, 135.0), (71.0, 152.0), (106.0, 152.0))
+SHARES = (0.7, 0.1, 0.2)  # of the people in train, val and test, where no list says it
 ADDRESS = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
@@ -45,7 +48,8 @@ class FaceSet(ImageSet):
 
     parts uint8 (N, H, W): 1 + the index in part_names of the part that a pixel shows, 0 for none of them;
     landmarks float32 (N, 5, 2): x, y of the left eye, right eye, nose, left and right corner of the mouth
-    ("left" in the image), in pixels, (0, 0) being the centre of the first; identities int64 (N,): who it
+    ("left" in the image), in pixels, (0, 0) being the centre of the first; template: they are the
+    alignment's, the same for every face; identities int64 (N,): who it
     is; files: the names of the images; params: how the twin drew each face, for
     `studies.twins.faces.render`.
     """
@@ -56,6 +60,7 @@ class FaceSet(ImageSet):
     identities: Tensor | None = None
     files: list[str] = field(kw_only=True)
     params: list[synth.Params] | None = None
+    template: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +74,9 @@ class FaceSet(ImageSet):
 
     @property
     def annotation(self) -> str:
-        return "label maps" if self.parts is not None else "landmarks" if self.landmarks is not None else ""
+        if self.parts is not None:
+            return "label maps"
+        return "the alignment" if self.template else "landmarks" if self.landmarks is not None else ""
 
     def _chosen(self, rows: Tensor | slice) -> dict[str, Any]:
         places = torch.arange(len(self))[rows].tolist()
@@ -113,10 +120,11 @@ def load_faces(
     """One split of "celeba" or of its twin "synth-faces", fully checked.
 
     split: "train", "val" or "test"; the twin also has "spurious". root: the folder that holds the data sets
-    (else SELIB_DATA, else `data`). size: height and width to bring the 218x178 images to; where its
-    proportions are others, the central part is kept. limit: read only that many images, chosen by the seed;
-    of the twin the first ones. A twin that is not on disk is rendered, from the seed. Images are decoded or
-    rendered once, into `<root>/.cache`.
+    (else SELIB_DATA, else `data`). size: height and width to bring the images to; where its proportions are
+    others than CelebA's, the central part is kept. CelebA's files may have any size, all the same one, in
+    these proportions; landmarks, identities and the partition may be missing. limit: read only that many
+    images, chosen by the seed; of the twin the first ones. A twin that is not on disk is rendered, from the
+    seed. Images are decoded or rendered once, into `<root>/.cache`.
 
     Raises FileNotFoundError when the data or a part of it is missing, ValueError when it is damaged or an
     argument is out of range.
@@ -150,15 +158,28 @@ def resized(landmarks: np.ndarray, size: Size, *, back: bool = False) -> np.ndar
 def _load(
     name: str, place: Path, root: Path, split: str, size: Size, limit: int | None, seed: int
 ) -> FaceSet:
-    """All lists are checked whole; the partition list says which images there are."""
+    """All lists are checked whole. The attribute list says which images there are, and the partition list
+    where they belong; where there is none, people are dealt out. Landmarks and identities may be missing.
+    """
     twin = name == "synth-faces"
     folder = place / "celeba" if twin else place
     remedy = "put the official one there; `studies data get celeba` fetches and unpacks what is missing"
     if twin:
         remedy = f"delete {place} and run `studies data make synth-faces`"
-    names, _, partition = read_table(folder / PARTITION_LIST, ["split"], remedy, legal=range(3 + twin))
-    compare(folder / IMAGES, names, PARTITION_LIST, remedy)
-    rows = np.flatnonzero(partition[:, 0] == SPLITS[split])
+    file = folder / ATTRIBUTE_LIST
+    names, _, signs = read_table(file, synth.ATTRIBUTES, remedy, titled=True, legal=(-1, 1))
+    compare(folder / IMAGES, names, ATTRIBUTE_LIST, remedy)
+    people = None
+    if (folder / IDENTITY_LIST).is_file():
+        people = read_table(folder / IDENTITY_LIST, ["identity"], remedy, names=names).values[:, 0]
+    if (folder / PARTITION_LIST).is_file():
+        legal = range(3 + twin)
+        partition = read_table(folder / PARTITION_LIST, ["split"], remedy, legal=legal, names=names).values[
+            :, 0
+        ]
+    else:
+        partition = dealt(people if people is not None else np.arange(len(names)))
+    rows = np.flatnonzero(partition == SPLITS[split])
     if not len(rows):
         raise ValueError(f"{folder / PARTITION_LIST}: no image is in {split} ({SPLITS[split]}); {remedy}")
     key = f"{name}-{split}"
@@ -167,14 +188,14 @@ def _load(
         key += f"-{limit}" if twin else f"-{limit}-seed{seed}"
     files = [names[row] for row in rows]
 
-    file = folder / ATTRIBUTE_LIST
-    signs = read_table(file, synth.ATTRIBUTES, remedy, titled=True, legal=(-1, 1), names=names).values[rows]
-    points = read_table(folder / LANDMARK_LIST, POINTS, remedy, titled=True, names=names).values[rows]
-    identities = parts = params = None
-    if (folder / IDENTITY_LIST).is_file():
-        people = read_table(folder / IDENTITY_LIST, ["identity"], remedy, names=names).values
-        identities = torch.from_numpy(people[rows, 0])
-    images = decoded(root, key, listing(root, folder / IMAGES, files), remedy, synth.SIZE, size)
+    template = not (folder / LANDMARK_LIST).is_file()
+    if template:
+        points = np.broadcast_to(np.ravel(TEMPLATE), (len(rows), 10))
+    else:
+        points = read_table(folder / LANDMARK_LIST, POINTS, remedy, titled=True, names=names).values[rows]
+    parts = params = None
+    native = synth.SIZE if twin else _native(folder / IMAGES / files[0])
+    images = decoded(root, key, listing(root, folder / IMAGES, files), remedy, native, size)
     if twin:
         masks = [_mask_name(file) for file in names]
         compare(place / "masks", masks, PARTITION_LIST, remedy)
@@ -187,16 +208,37 @@ def _load(
         name,
         split,
         torch.from_numpy(images),
-        torch.from_numpy((signs + 1) // 2),
+        torch.from_numpy((signs[rows] + 1) // 2),
         list(synth.ATTRIBUTES),
         synthetic=twin,
         parts=parts,
         part_names=synth.PARTS if twin else (),
         landmarks=torch.from_numpy(resized(points.reshape(-1, 5, 2), size)).float(),
-        identities=identities,
+        identities=None if people is None else torch.from_numpy(people[rows]),
         files=files,
         params=params,
+        template=template,
     )
+
+
+def dealt(people: np.ndarray) -> np.ndarray:
+    """A split of images (N,) by who is on them, so that nobody is in two: 0 train, 1 val, 2 test."""
+    everybody, who = np.unique(people, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(everybody))
+    train, val, _ = (np.cumsum(SHARES) * len(everybody)).round().astype(int)
+    return ((order >= train).astype(int) + (order >= val))[who]
+
+
+def _native(file: Path) -> Size:
+    """The size of the first image, which all must have. CelebA's proportions are 178 to 218."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except OSError:
+        return synth.SIZE  # the decoder says what is wrong
+    if abs(width / height - synth.SIZE[1] / synth.SIZE[0]) > 0.02:
+        return synth.SIZE
+    return height, width
 
 
 Drawable = tuple[synth.Params, Sequence[str]]  # a face, and the parts to leave out of it

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from studies.data.cache import cached, cores, decode, digest, fit
-from studies.data.faces import FaceSet, resized
-from studies.data.lists import listing, read_lines
+from studies.data.cache import Size, cached, cores, decode, decoded, digest, fit
+from studies.data.faces import SIZE, FaceSet, resized
+from studies.data.lists import compare, listing, read_lines
 from studies.data.objects import data_root
 from studies.twins import faces as synth
 
@@ -37,6 +37,12 @@ PARTS = {
     "hat": ("hat",),
 }
 NAMES = tuple(part for part in synth.PARTS if part in PARTS)
+ARCHIVE = "celebamask-hq"  # the form of some of its faces that are warped to CelebA's alignment already
+# The archive's numbers of the masks, in their order from 1, as parts.
+FIRST = ("skin", "nose", "glasses", *2 * ("eyes",), *2 * ("brows",), *2 * ("ears",), *3 * ("mouth",))
+LATER = ("hair", "hat", "earrings", "necklace", "neck", "cloth")
+WORN = {"Eyeglasses": "glasses", "Wearing_Hat": "hat", "Wearing_Earrings": "earrings"}
+WORN["Wearing_Necklace"] = "necklace"
 Files = dict[str, tuple[str, int, int]]  # path, bytes and time of one face's masks, by part
 
 
@@ -82,6 +88,47 @@ def with_masks(faces: FaceSet, root: str | Path | None = None) -> FaceSet:
     remedy = f"unpack {FOLDER} again"
     parts = cached(base, key, version, (len(order), 1, *size), produce, remedy, threads=cores())
     return replace(chosen, parts=torch.from_numpy(parts[:, 0]), part_names=NAMES)
+
+
+def masked_faces(root: str | Path | None = None, *, size: Size = SIZE) -> FaceSet:
+    """The faces of the archive with their label maps; their attributes are what their masks show.
+
+    Raises FileNotFoundError when it is not in root, ValueError when it is damaged.
+    """
+    base = data_root(root)
+    folder, remedy = base / ARCHIVE, f"unpack {ARCHIVE} again"
+    _, *lines = read_lines(folder / "areas.csv", f"put the folder {ARCHIVE} there")
+    names = [line.partition(",")[0] for line in lines]
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        compare(folder / kind, [f"{name}.{suffix}" for name in names], "areas.csv", remedy)
+    native = (109, 89)
+    paths = listing(base, folder / "images", [f"{name}.jpg" for name in names])
+    images = decoded(base, "celebamask-hq", paths, remedy, native, size)
+    paths = listing(base, folder / "masks", [f"{name}.png" for name in names])
+    labels = torch.from_numpy(decoded(base, "celebamask-hq-masks", paths, remedy, native, size, "P")[:, 0])
+    numbers = torch.tensor([0, *(1 + NAMES.index(part) for part in FIRST + LATER)], dtype=torch.uint8)
+    if int(labels.max()) >= len(numbers):
+        raise ValueError(f"{folder / 'masks'}: a mask has the class {int(labels.max())}; {remedy}")
+    parts = numbers[labels.long()]
+    there = [(parts == 1 + NAMES.index(part)).flatten(1).any(1) for part in WORN.values()]
+    return FaceSet(
+        "celebamask-hq",
+        "test",
+        torch.from_numpy(images),
+        torch.stack(there, 1).long(),
+        list(WORN),
+        parts=parts,
+        part_names=NAMES,
+        files=[f"{name}.jpg" for name in names],
+    )
+
+
+def also_masked(root: str | Path | None = None) -> set[str]:
+    """The images of CelebA that the archive has, too: none to train on where its masks are the test."""
+    file = data_root(root) / ARCHIVE / "celeba_match.csv"
+    if not file.is_file():
+        return set()
+    return {line.split(",")[1] for line in read_lines(file, "")[1:]}
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
