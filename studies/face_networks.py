@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selib import NormalQuantile, attach_se, attribute_scores, cache_features, channel_test, detach_se, fit
@@ -28,7 +29,7 @@ from selib.train import accelerator
 from studies.data import FaceSet, also_masked, load_faces
 from studies.features import OnFeatures, feature_loader
 from studies.networks import build, pretrained
-from studies.premise import halved
+from studies.premise import SHIPPED, halved
 from studies.results import machine, versions
 
 
@@ -137,17 +138,21 @@ def start(family: Family, classes: int, seed: int) -> nn.Module:
     return build(family.architecture, classes, image_size=family.size, **family.options)
 
 
-def untrained(family: Family, arm: Arm, faces: FaceSet, seed: int) -> nn.Module:
+def untrained(family: Family, arm: Arm, classes: int, seed: int) -> nn.Module:
     """The network of an arm before training: all arms of a seed have the same weights beside the block."""
-    model = start(family, len(faces.classes), seed)
+    return gated(start(family, classes, seed), family, arm)
+
+
+def gated(model: nn.Module, family: Family, arm: Arm) -> nn.Module:
+    """The network with the block of an arm, if it has one."""
     if arm.block is not None:
-        attach_se(model, faces.batch([0, 1]), at=family.site, **arm.block)
+        attach_se(model, torch.randn(2, 3, *family.size), at=family.site, **arm.block)
     return model
 
 
 def train(family: Family, arm: Arm, data: Mapping[str, FaceSet], seed: int) -> nn.Module:
     """An arm that learns from images, in evaluation mode."""
-    model = untrained(family, arm, data["train"], seed)
+    model = untrained(family, arm, len(data["train"].classes), seed)
     loader = data["train"].loader(family.batch, train=True, seed=seed)
     last = family.epochs // 3 if arm.when == "late" else 0
     for epochs, lr, sparsity in (
@@ -177,7 +182,7 @@ def train_standing(
     Args:
         features: of :func:`pooled`.
     """
-    model = untrained(family, arm, data["train"], seed)
+    model = untrained(family, arm, len(data["train"].classes), seed)
     learned = {name: weight for name, weight in body.state_dict().items() if "selib_se" not in name}
     model.load_state_dict(model.state_dict() | learned)
     head = OnFeatures(body.get_submodule("classifier").in_features, len(data["train"].classes))  # type: ignore[arg-type]
@@ -323,6 +328,50 @@ def kept(arm: Arm, model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in state.items()}
 
 
+# ---- what is committed ------------------------------------------------------------------------------------
+
+SHIPPED_ARMS = {
+    "fine": {WITHOUT: 3, PUBLISHED: 3, "λ = 0.1": 1, "standing, a block each, λ = 0.3": 3},
+    "coarse": {WITHOUT: 1},
+    "lite0": {WITHOUT: 1, "standing, no block": 1, "standing, λ = 0.3": 1},
+}  # and how many seeds of each
+
+
+def gather(name: str, folder: Path) -> None:
+    """Join the records of all seeds, and of the networks those that are shipped."""
+    files = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"faces-{name}-?.json"))
+    ]
+    runs = [run for file in files for run in file["runs"]]
+    write_text(folder / f"faces-{name}.json", json.dumps(files[0] | {"runs": runs}, indent=1) + "\n")
+    networks: dict[str, Tensor] = {}
+    for file in sorted(folder.glob(f"faces-{name}-?.safetensors")):
+        for key, value in load_file(file).items():
+            arm, seed, _ = key.split("/")
+            if int(seed) < SHIPPED_ARMS[name].get(arm, 0):
+                networks[key] = value
+    write(folder / f"faces-{name}.safetensors", networks, {})
+
+
+def network(name: str, title: str, seed: int = 0, folder: Path = SHIPPED) -> nn.Module:
+    """A shipped network, in evaluation mode; its outputs are the attributes in CelebA's order."""
+    family, arm = FAMILIES[name], ARMS[title]
+    model = gated(build(family.architecture, 40, image_size=family.size, **family.options), family, arm)
+    kept = load_file(folder / f"faces-{name}.safetensors")
+    titles = (
+        [WITHOUT, title] if arm.when == "standing" else [title]
+    )  # its body is that of the network without
+    state = model.state_dict()
+    for part in titles:
+        begin = f"{part}/{seed}/"
+        own = {key.removeprefix(begin): value for key, value in kept.items() if key.startswith(begin)}
+        if not own:
+            raise ValueError(f"faces-{name}.safetensors has no network {part!r} of seed {seed}")
+        state |= {key: value.to(state[key].dtype) for key, value in own.items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.face_networks", description=__doc__)
     parser.add_argument("network", choices=FAMILIES)
@@ -330,9 +379,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--epochs", type=int)
-    chosen = parser.parse_args()
-    seeds = chosen.seeds or range(FAMILIES[chosen.network].seeds)
-    train_all(chosen.network, chosen.data, chosen.folder, seeds, chosen.epochs)
+    parser.add_argument("--gather", action="store_true", help="join what the seeds have written")
+    asked = parser.parse_args()
+    if asked.gather:
+        gather(asked.network, asked.folder)
+        return
+    seeds = asked.seeds or range(FAMILIES[asked.network].seeds)
+    train_all(asked.network, asked.data, asked.folder, seeds, asked.epochs)
 
 
 if __name__ == "__main__":

@@ -349,19 +349,19 @@ def attribute_grid(images: Tensor, heatmaps: Mapping[str, Tensor], said: Mapping
 
 
 @styled
-def side_by_side(values: Mapping[str, Sequence[float]], names: Sequence[str], *, xlabel: str) -> Figure:
-    """One dot for every name and series, {series: (n,)}; the names sorted by the first series."""
-    first = next(iter(values.values()))
-    order = sorted(range(len(names)), key=lambda i: first[i])
+def dot_plot(intervals: Sequence[Interval], names: Sequence[str], *, xlabel: str) -> Figure:
+    """A mean and its interval for every name, sorted; those that leave out zero are coloured."""
+    order = sorted(range(len(names)), key=lambda i: intervals[i][0])
     fig, axes = figure(5.6, 0.165 * len(names) + 0.7)
     ax = axes[0][0]
-    looks = zip("oDs^", (OTHERS, OURS, GREEN, PINK), strict=True)
-    for (label, series), (marker, colour) in zip(values.items(), looks, strict=False):
-        x = [series[i] for i in order]
-        ax.plot(x, range(len(order)), marker, color=colour, markersize=4, label=label, alpha=0.85)
+    ax.axvline(0, color=CONTROLS, linewidth=0.8)
+    for place, i in enumerate(order):
+        mean, low, high = intervals[i]
+        colour = CONTROLS if low <= 0 <= high else OURS if mean > 0 else OTHERS
+        ax.plot([low, high], [place, place], color=colour, linewidth=1.2)
+        ax.plot(mean, place, "o", color=colour, markersize=4)
     ax.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7)
     ax.set(xlabel=xlabel, ylim=(-0.7, len(order) - 0.3))
-    ax.legend(loc="lower right")
     return fig
 
 

@@ -15,7 +15,7 @@ class Profile:
     """
 
     name: str = "standard"
-    face_train: int = 2500  # images of synth-faces to render and train on
+    face_train: int = 1800  # images of synth-faces to render and learn from
     face_test: int = 1000  # and to report on
     face_seeds: tuple[int, ...] = (0, 1, 2)  # one training run for each, with SE and without
     face_epochs: int = 2  # passes over them, or over CelebA, on a CPU
@@ -24,6 +24,7 @@ class Profile:
     celeba_limit: int | None = (
         None  # images of each split of CelebA; None keeps all 162,770, 19,867 and 19,962
     )
+    standing_epochs: int = 20  # of a block that learns on the features of a finished network
     lone_train: int = (
         1800  # of the training faces, so many for networks that are asked for one attribute alone
     )
@@ -66,6 +67,7 @@ SMOKE = Profile(
     face_seeds=(0,),
     face_epochs=1,
     celeba_limit=300,
+    standing_epochs=3,
     lone_train=300,
     lone_epochs=1,
     pairs_per_attribute=2,

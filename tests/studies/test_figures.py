@@ -128,22 +128,13 @@ def test_a_map_is_drawn_only_where_the_network_says_yes() -> None:
     assert [ax.get_title() for ax in fig.axes] == ["", "", "90%", "20%"]
 
 
-def test_dots_are_sorted_by_the_first_series() -> None:
-    fig = figures.side_by_side(
-        {"without": [0.9, 0.5], "with": [0.8, 0.7]}, ["high", "low"], xlabel="accuracy"
-    )
-    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["low", "high"]
-    assert fig.axes[0].lines[1].get_xdata().tolist() == [0.7, 0.8]
-
-
-@pytest.mark.slow
-def test_the_audit_shows_energy_and_truth_and_leaves_gaps() -> None:
-    fig = figures.part_grid(
-        {"Male": {"hair": (2.0, 1.5), "nose": (0.5, None)}, "Young": {"hair": (1.0, -0.5)}}
-    )
-    left, right = (ax.collections[0].get_array() for ax in fig.axes[:2])
-    assert np.asarray(left.filled(np.nan)).ravel().tolist()[:2] == [2.0, 1.0]
-    assert right.mask.ravel().tolist() == [False, False, True, True]
+def test_a_dot_plot_sorts_and_tells_what_leaves_out_zero() -> None:
+    gains = [Interval(0.5, 0.2, 0.8), Interval(-0.3, -0.5, -0.1), Interval(0.1, -0.2, 0.4)]
+    ax = figures.dot_plot(gains, ["up", "down", "none"], xlabel="points").axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["down", "none", "up"]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [-0.3, 0.1, 0.5]
+    assert [dot.get_color() for dot in dots] == [plot.OTHERS, plot.CONTROLS, plot.OURS]
 
 
 def test_a_strip_shows_the_chosen_frames_over_their_time() -> None:
