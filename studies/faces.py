@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import FeatureCache, GateReport, attribute_scores, cache_features, channel_test, fit_gates, predict
-from selib.forward import attached
-from studies import baselines, benchmark, metrics, tables
+from selib import FeatureCache, GateReport, cache_features, fit_gates, predict
+from studies import baselines, benchmark, metrics
 from studies.baselines import Explainer
 from studies.benchmark import Scores
 from studies.data import FaceSet, available, load_faces
 from studies.explainers import CHANCE, controls_of, last_map, others_of, se_explainers
-from studies.metrics import Interval
 from studies.profiles import Profile
 from studies.recipes import Recipe
 from studies.training import on_gpu, with_new_gates
@@ -85,11 +81,6 @@ def pick(faces: FaceSet, attributes: Sequence[str]) -> FaceSet:
     return replace(faces, targets=faces.targets[:, columns], classes=list(attributes))
 
 
-def known(faces: FaceSet, attributes: Sequence[str]) -> list[str]:
-    """Those of the attributes that the set has; its first one where it has none of them."""
-    return [name for name in attributes if name in faces.classes] or faces.classes[:1]
-
-
 def gates_for(
     item: Recipe, model: nn.Module, *, per_target: bool, sparsity: float, epochs: int | None, seed: int
 ) -> tuple[nn.Module, GateReport, FeatureCache]:
@@ -102,95 +93,7 @@ def gates_for(
     return gated, report, test
 
 
-def gate_worth(
-    gated: Mapping[str, tuple[nn.Module, GateReport, FeatureCache]], *, seed: int
-) -> dict[str, Any]:
-    """Which share of the original's decisions the gates keep, and of each yes the top decile of channels."""
-    names = ("gated", "original_only_top", "original_without_top", "random_only", "random_without")
-    rows = []
-    for name, (model, report, test) in gated.items():
-        yes = test.logits > 0
-        right = channel_test(attached(model)[""], test, task="multilabel", seed=seed)
-        kept = [float(right[kind][yes].double().mean()) for kind in names]
-        rows.append([name, report.sparsity, report.open_gates, report.agreement, *kept])
-    return tables.spec(
-        "Label-free gates: the share of the original network's decisions that they keep",
-        "gates | λ | gates open | all decisions | gated: each yes | original, only the top decile | "
-        "original, without it | random decile: only | random decile: without",
-        rows,
-        "From the fifth column on: of the decisions that an attribute is there. "
-        "All on test images, against the network's own decisions, no labels.",
-    )
-
-
-def reports_of(
-    gated: Mapping[str, tuple[nn.Module, GateReport, FeatureCache]],
-) -> dict[str, dict[str, float]]:
-    """What the fits of :func:`gates_for` reached, without their seconds."""
-    reports = {name: report.as_dict() for name, (_, report, _) in gated.items()}
-    return {
-        name: {key: value for key, value in report.items() if not key.endswith("seconds")}
-        for name, report in reports.items()
-    }
-
-
 # ---- how well the attributes are named ---------------------------------------------------------------------
-
-
-def attribute_accuracy(
-    item: Recipe, networks: Mapping[str, Sequence[nn.Module]]
-) -> dict[str, list[dict[str, Tensor]]]:
-    """By form and seed: :func:`selib.train.attribute_scores`, and which decisions are ``right`` (N, K)."""
-
-    def scores(model: nn.Module) -> dict[str, Tensor]:
-        logits, targets = predict(model, item.val.loader(500))
-        return {**attribute_scores(logits, targets), "right": ((logits > 0) == (targets > 0)).double()}
-
-    return {form: [scores(model) for model in models] for form, models in networks.items()}
-
-
-def accuracy_tables(
-    item: Recipe, scores: Mapping[str, Sequence[Mapping[str, Tensor]]], *, resamples: int
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Interval]]:
-    """Means over the attributes, each attribute by itself, and the differences to "without" in points."""
-    plain = scores["without"]
-    rows: list[list[Any]] = []
-    points = {}
-    for form, runs in scores.items():
-        if form != "without":
-            pairs = [
-                (run["right"].mean(1).numpy(), other["right"].mean(1).numpy())
-                for run, other in zip(runs, plain, strict=False)  # a form may have the first seeds only
-            ]
-            points[form] = Interval(*(100 * v for v in tables.difference(pairs, resamples=resamples)))
-        kinds = ("accuracy", "balanced_accuracy", "ap")
-        means = [float(torch.stack([run[kind].nanmean() for run in runs]).mean()) for kind in kinds]
-        rows.append([form, *means, list(points[form]) if form in points else None, str(len(runs))])
-    overall = tables.spec(
-        "Attributes with and without the SE block, means over all of them",
-        "network | accuracy | balanced accuracy | AP | accuracy against without, points, paired | seeds",
-        rows,
-        "Intervals over images, and over seeds where there are several.",
-    )
-    return overall, _every_attribute(item, scores), points
-
-
-def over_seeds(scores: Mapping[str, Sequence[Mapping[str, Tensor]]], kind: str) -> dict[str, list[float]]:
-    """A measure of every attribute, the mean over training runs: {form: (K,)}."""
-    return {form: torch.stack([run[kind] for run in runs]).mean(0).tolist() for form, runs in scores.items()}
-
-
-def _every_attribute(item: Recipe, scores: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> dict[str, Any]:
-    means = {
-        f"{heading} {form}": values
-        for kind, heading in (("accuracy", "accuracy"), ("ap", "AP"))
-        for form, values in over_seeds(scores, kind).items()
-    }
-    rows = []
-    for k, name in enumerate(item.val.classes):
-        values = [None if np.isnan(mean[k]) else mean[k] for mean in means.values()]
-        rows.append([name, float(item.val.targets[:, k].double().mean()), *values])
-    return tables.spec("Every attribute", " | ".join(["attribute", "share", *means]), rows)
 
 
 # ---- where the maps lie ------------------------------------------------------------------------------------
@@ -275,63 +178,7 @@ def localise(model: nn.Module, measured: nn.Module, pairs: Pairs, *, slow: int, 
     )
 
 
-def localise_all(
-    networks: Mapping[str, Sequence[tuple[nn.Module, nn.Module]]],
-    pairs: Pairs,
-    *,
-    seeds: Sequence[int],
-    slow: int,
-) -> dict[str, list[Scores]]:
-    """:func:`localise` for each network: {name: one (explained, measured) per seed, or for the first
-    seeds}.
-    """
-    return {
-        name: [
-            localise(model, measured, pairs, slow=slow, seed=seed)
-            for seed, (model, measured) in zip(seeds, runs, strict=False)
-        ]
-        for name, runs in networks.items()
-    }
-
-
-def by_attribute(pairs: Pairs, scores: Sequence[Scores], explainers: Sequence[str]) -> dict[str, Any]:
-    """By attribute how much of a map's energy lies on its part, or within a cell of it, and by chance."""
-    first = explainers[0]
-    rows: list[list[Any]] = []
-    for target in pairs.targets.unique().tolist():
-        mine = (pairs.targets == target).numpy()
-        area, on = (_mean(scores, name, "energy", mine) for name in (CHANCE, first))
-        near = [_mean(scores, name, "near", mine) for name in explainers]
-        rows.append([pairs.faces.classes[target], str(int(mine.sum())), area, on, on / area, *near])
-    area, on, _, *near = np.mean([row[2:] for row in rows], 0).tolist()
-    rows.append(["mean of attributes", str(len(pairs)), area, on, on / area, *near])
-    near_columns = " | ".join(f"{name}: within one cell" for name in explainers)
-    return tables.spec(
-        "Energy of the maps on the part that carries the attribute",
-        f"attribute | faces | area of the part | {first}: on the part | times chance | {near_columns}",
-        rows,
-        "Times chance: energy on the part, not grown, over the part's area.",
-    )
-
-
-def _mean(scores: Sequence[Scores], name: str, metric: str, rows: NDArray[np.bool_]) -> float:
-    return float(np.mean([run.cell(name, metric)[rows].mean() for run in scores]))
-
-
 # ---- faces to look at --------------------------------------------------------------------------------------
-
-
-def most_named(model: nn.Module, faces: FaceSet, names: Sequence[str], count: int) -> Tensor:
-    """Of the first hundred faces those of which the model names most of these attributes: rows (count,)."""
-    columns = [faces.classes.index(name) for name in names]
-    logits, _ = predict(model, faces.subset(slice(0, 100)).loader(100))
-    return (logits[:, columns] > 0).sum(1).argsort(descending=True, stable=True)[:count]
-
-
-def named(model: nn.Module, faces: FaceSet, row: int, names: Sequence[str]) -> list[str]:
-    """Those of the attributes that the model names on a face; the first one where it names none."""
-    logits, _ = predict(model, faces.subset([row]).loader(1))
-    return [name for name in names if logits[0, faces.classes.index(name)] > 0] or list(names[:1])
 
 
 def failures(model: nn.Module, faces: FaceSet, count: int) -> tuple[Tensor, Tensor, list[str]]:

@@ -222,33 +222,6 @@ def channel_curves(
 
 
 @styled
-def rank_plot(
-    scores: Mapping[str, Mapping[str, Interval]],
-    *,
-    ours: Sequence[str],
-    controls: Sequence[str],
-    lower_is_better: Sequence[str] = (),
-) -> Figure:
-    """Methods ranked on each metric, the best on top: {metric: {method: (mean, low, high)}}."""
-    height = 0.19 * max(len(rows) for rows in scores.values()) + 0.6
-    fig, axes = figure(3.3 * len(scores), height, 1, len(scores))
-    for ax, (metric, rows) in zip(axes[0], scores.items(), strict=True):
-        lower = metric in lower_is_better
-        order = sorted(rows, key=lambda name: rows[name][0], reverse=not lower)
-        for place, name in enumerate(order):
-            mean, low, high = rows[name]
-            colour = OURS if name in ours else CONTROLS if name in controls else OTHERS
-            ax.plot([low, high], [place, place], color=colour, linewidth=1.5)
-            ax.plot(mean, place, "o", color=colour, markersize=4)
-        ax.set_yticks(range(len(order)), order, fontsize=7)
-        for tick, name in zip(ax.get_yticklabels(), order, strict=True):
-            tick.set_color(OURS if name in ours else "black")
-        ax.invert_yaxis()
-        ax.set_title(f"{metric} ({'lower' if lower else 'higher'} is better)")
-    return fig
-
-
-@styled
 def difference_plot(
     differences: Mapping[str, Mapping[str, tuple[Interval, int]]],
     *,

@@ -260,9 +260,9 @@ def gain_table(
 
 
 def moved(pairs: Pairs, models: Sequence[nn.Module], seed: int = 0) -> Pairs:
-    """Each face shrunk, shifted and mirrored at random, eight times, of those to which all still say yes."""
+    """Each face shrunk, shifted and mirrored at random, four times, of those to which all still say yes."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = pairs.of(torch.arange(len(pairs)).repeat(8))
+    pairs = pairs.of(torch.arange(len(pairs)).repeat(4))
     count = len(pairs)
     scale = 0.5 + 0.4 * torch.rand(count, generator=generator)  # of its size
     shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale)[:, None]

@@ -32,57 +32,89 @@ def without_part(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(wide, blurred.round().clamp(0, 255), images.float()).to(torch.uint8)
 
 
-def part_falls(
-    faces: FaceSet, rows: Tensor, target: int, model: nn.Module, explainer: Explainer
-) -> dict[str, NDArray[np.float64]]:
-    """By part (n,) each: ``fall`` of the logit when it is blurred out, ``energy`` of the map on it over its
-    area, NaN where the part is not visible. The keys are "part/fall", "part/energy" and "part/area".
-    """
-    images = faces.images[rows]
-    targets = torch.full((len(rows),), target)
-    maps = explainer(normalize(images), targets)
+def falls(faces: FaceSet, rows: Tensor, target: int, model: nn.Module) -> NDArray[np.float64]:
+    """How far the target's logit falls when each part is blurred out: (n, parts), NaN where it is hidden."""
+    images, parts = faces.images[rows], _parts(faces, rows)
     before = logits_of(model, images)[:, target]
-    assert faces.parts is not None
-    found: dict[str, NDArray[np.float64]] = {}
-    for number, part in enumerate(faces.part_names, 1):
-        mask = faces.parts[rows] == number
-        seen = mask.flatten(1).sum(1) >= PIXELS
-        fall, energy, area = (np.full(len(rows), np.nan) for _ in range(3))
+    found = np.full((len(rows), len(faces.part_names)), np.nan)
+    for column in range(found.shape[1]):
+        seen = parts[:, column].flatten(1).sum(1) >= PIXELS
         if seen.any():
-            changed = without_part(images[seen], mask[seen])
-            fall[seen] = (before[seen] - logits_of(model, changed)[:, target]).numpy()
-            inside = metrics.energy_in_mask(maps[seen], mask[seen])
-            area[seen] = mask[seen].flatten(1).double().mean(1).numpy()
-            energy[seen] = inside.numpy() / area[seen]
-        found |= {f"{part}/fall": fall, f"{part}/energy": energy, f"{part}/area": area}
+            changed = without_part(images[seen], parts[seen, column])
+            found[seen, column] = (before[seen] - logits_of(model, changed)[:, target]).numpy()
     return found
+
+
+def _parts(faces: FaceSet, rows: Tensor) -> Tensor:
+    """Bool (n, parts, H, W)."""
+    assert faces.parts is not None
+    numbers = torch.arange(1, 1 + len(faces.part_names))[:, None, None]
+    return faces.parts[rows][:, None] == numbers
+
+
+def areas(faces: FaceSet, rows: Tensor) -> NDArray[np.float64]:
+    """The share of the image that each part covers: (n, parts)."""
+    return _parts(faces, rows).double().mean((2, 3)).numpy()
+
+
+def energies(faces: FaceSet, rows: Tensor, target: int, explainer: Explainer) -> NDArray[np.float64]:
+    """The share of a map's energy on each part: (n, parts)."""
+    maps = explainer(normalize(faces.images[rows]), torch.full((len(rows),), target)).double()
+    on = (maps[:, None] * _parts(faces, rows)).sum((2, 3))
+    return (on / maps.sum((1, 2))[:, None].clamp_min(1e-12)).numpy()
+
+
+def audited(
+    faces: FaceSet, model: nn.Module, names: Sequence[str], classes: Sequence[str], most: int
+) -> dict[str, tuple[Tensor, NDArray[np.float64]]]:
+    """Of each attribute up to ``most`` faces of which the network says yes, and :func:`falls` on them."""
+    said, found = logits_of(model, faces.images), {}
+    for name in names:
+        target = classes.index(name)
+        yes = (said[:, target] > 0).nonzero().flatten()
+        order = torch.randperm(len(yes), generator=torch.Generator().manual_seed(target))[:most]
+        found[name] = yes[order], falls(faces, yes[order], target, model)
+    return found
+
+
+Audited = Mapping[str, tuple[Tensor, NDArray[np.float64]]]  # of :func:`audited`
+Cells = dict[str, dict[str, tuple[float, float | None]]]  # for :func:`studies.figures.part_grid`
+
+
+def audit_table(
+    faces: FaceSet, found: Audited, explainer: Explainer, classes: Sequence[str], *, resamples: int
+) -> tuple[dict[str, Any], Cells]:
+    """What carries an attribute of the whole face: energy over area, and the fall of the logit, by part."""
+    rows: list[list[Any]] = []
+    cells: Cells = {}
+    for name, (chosen, fall) in found.items():
+        share, area = energies(faces, chosen, classes.index(name), explainer), areas(faces, chosen)
+        cells[name] = {}
+        for column, part in enumerate(faces.part_names):
+            there = ~np.isnan(fall[:, column])
+            if there.sum() < 10:
+                continue
+            over = share[there, column] / area[there, column]
+            values = [bootstrap(one, resamples=resamples) for one in (over, fall[there, column])]
+            rows.append([name, part, *map(list, values), int(there.sum())])
+            cells[name][part] = values[0].mean, values[1].mean
+    caption = "What they rest on: energy of the influence map over area, and the fall without the part"
+    columns = "attribute | part | energy over area | fall of the logit | faces"
+    return spec(caption, columns, rows, "On faces of which the network says yes."), cells
 
 
 def agreement(
-    faces: FaceSet,
-    model: nn.Module,
-    explainers: Mapping[str, Explainer],
-    name: str,
-    classes: Sequence[str],
-    most: int,
-) -> Agreement:
-    """Does a map lie where the logit falls? Spearman's correlation, face by face, over the visible parts.
-
-    Between a map's energy on a part and the fall of the logit when it is blurred out; and of the part's area
-    as a control. On faces of which the network says yes.
+    faces: FaceSet, found: Audited, explainers: Mapping[str, Explainer], classes: Sequence[str]
+) -> dict[str, Agreement]:
+    """Does a map lie where the logit falls? Spearman's correlation, face by face, over the visible parts,
+    between a map's energy on a part and the fall when it is blurred out; the part's area is a control.
     """
-    target = classes.index(name)
-    rows = _sample(logits_of(model, faces.images)[:, target] > 0, target, most)
-    found: dict[str, NDArray[np.float64]] = {}
-    for title, explainer in explainers.items():
-        of_parts = part_falls(faces, rows, target, model, explainer)
-        fall, energy, area = (
-            np.stack([of_parts[f"{part}/{what}"] for part in faces.part_names], 1)
-            for what in ("fall", "energy", "area")
-        )
-        found[title] = _correlations(fall, energy * area)
-        found["area of the part"] = _correlations(fall, area)
-    return found
+    agreed: dict[str, Agreement] = {}
+    for name, (rows, fall) in found.items():
+        shares = {t: energies(faces, rows, classes.index(name), one) for t, one in explainers.items()}
+        shares["area of the part"] = areas(faces, rows)
+        agreed[name] = {title: _correlations(fall, share) for title, share in shares.items()}
+    return agreed
 
 
 def _correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,14 +122,9 @@ def _correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
     values = []
     for x, y in zip(a, b, strict=True):
         there = ~np.isnan(x)
-        value = spearmanr(x[there], y[there]).statistic if there.sum() >= 4 else np.nan
-        values.append(float(value) if np.isfinite(value) else 0.0)
+        varies = there.sum() >= 4 and np.ptp(x[there]) > 0 and np.ptp(y[there]) > 0
+        values.append(float(spearmanr(x[there], y[there]).statistic) if varies else 0.0)
     return np.array(values)
-
-
-def _sample(yes: Tensor, seed: int, most: int) -> Tensor:
-    rows = yes.nonzero().flatten()
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most]]
 
 
 def agreement_table(
@@ -111,36 +138,3 @@ def agreement_table(
     caption = "Does a map lie where the logit falls? Rank correlation over parts of a face, each blurred out"
     note = "95 % intervals over faces of which the network says yes."
     return spec(caption, " | ".join(["map", *found]), rows, note)
-
-
-def audit_table(
-    faces: FaceSet,
-    model: nn.Module,
-    explainer: Explainer,
-    names: Sequence[str],
-    classes: Sequence[str],
-    *,
-    most: int,
-    resamples: int,
-) -> tuple[dict[str, Any], dict[str, dict[str, tuple[float, float | None]]]]:
-    """What carries an attribute of the whole face: energy over area, and the fall of the logit, by part."""
-    said = logits_of(model, faces.images)
-    rows: list[list[Any]] = []
-    cells: dict[str, dict[str, tuple[float, float | None]]] = {}
-    for name in names:
-        target = classes.index(name)
-        found = part_falls(faces, _sample(said[:, target] > 0, target, most), target, model, explainer)
-        cells[name] = {}
-        for part in faces.part_names:
-            fall, energy = (found[f"{part}/{what}"] for what in ("fall", "energy"))
-            there = ~np.isnan(fall)
-            if there.sum() < 10:
-                continue
-            values = [bootstrap(one[there], resamples=resamples) for one in (energy, fall)]
-            rows.append([name, part, *map(list, values), int(there.sum())])
-            cells[name][part] = values[0].mean, values[1].mean
-    caption = (
-        "What three attributes rest on: energy of the influence map, and the fall when a part is blurred out"
-    )
-    columns = "attribute | part | energy over area | fall of the logit | faces"
-    return spec(caption, columns, rows, "On faces of which the network says yes."), cells

@@ -135,18 +135,6 @@ def signed(interval: Sequence[float], digits: int = 3) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def rank_scores(
-    runs: Sequence[Scores], metrics: Sequence[str], *, resamples: int = 2000
-) -> Mapping[str, Mapping[str, Interval]]:
-    """{heading: {explainer: interval}}, for a plot of ranks."""
-    found: dict[str, dict[str, Interval]] = {}
-    for metric in metrics:
-        cells = {name: over_runs(runs, name, metric) for name in runs[0].values}
-        intervals = {name: bootstrap(cell, resamples=resamples) for name, cell in cells.items()}
-        found[HEADINGS.get(metric, metric)] = intervals
-    return found
-
-
 def differences(
     runs: Sequence[Scores], metrics: Sequence[str], *, reference: str, resamples: int = 2000
 ) -> dict[str, dict[str, tuple[Interval, int]]]:

@@ -25,6 +25,13 @@ def tiny_imagenet_root() -> Path:
     return _unpacked("tiny-imagenet-50.tar.xz", "tiny-imagenet-200")
 
 
+@pytest.fixture(scope="session")
+def faces_root() -> Path:
+    """A data root that holds real faces, with attributes and with masks; skips where an archive is absent."""
+    _unpacked("celebamask-hq.tar.xz", "celebamask-hq")
+    return _unpacked("celeba-10k.tar.xz", "celeba")
+
+
 def _unpacked(archive: str, folder: str) -> Path:
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = Path(os.environ.get("SELIB_TEST_CACHE") or user / "selib-tests")

@@ -301,6 +301,35 @@ def test_limit_decodes_only_what_it_keeps(real: Path, monkeypatch: pytest.Monkey
     )
 
 
+def test_celeba_is_read_without_what_people_leave_out(real: Path) -> None:
+    """Without landmarks the alignment's own stand in; without a partition people are dealt out."""
+    whole = {split: load_faces("celeba", split, root=real) for split in ("train", "val", "test")}
+    (real / "celeba" / MARKS).unlink()
+    bare = load_faces("celeba", root=real, size=(218, 178))
+    assert bare.template and bare.annotation == "the alignment"
+    assert bare.landmarks is not None and torch.equal(
+        bare.landmarks[0], torch.tensor([[69, 111], [108, 111], [88, 135], [71, 152], [106, 152.0]])
+    )
+    assert bare.region("Smiling", [0, 1]).flatten(1).any(1).all()
+    assert torch.equal(load_faces("celeba", root=real).images, whole["train"].images)
+    (real / "celeba" / PART).unlink()
+    dealt = [load_faces("celeba", split, root=real) for split in ("train", "val", "test")]
+    assert sum(map(len, dealt)) == 16 and len({file for one in dealt for file in one.files}) == 16
+    people = [set(one.identities.tolist()) for one in dealt if one.identities is not None]
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+    (real / "celeba" / PERSON).unlink()
+    assert load_faces("celeba", root=real).identities is None
+
+
+def test_celeba_is_read_at_half_its_size(real: Path) -> None:
+    for file in (real / "celeba" / FOLDER).iterdir():
+        with Image.open(file) as image:
+            image.convert("RGB").resize((89, 109), Image.Resampling.BOX).save(file, quality=95)
+    half = load_faces("celeba", root=real, size=(88, 72))
+    assert half.images.shape[2:] == (88, 72) and half.landmarks is not None
+    assert 20 < float(half.landmarks[:, 0, 0].mean()) < 35  # in pixels of what is loaded
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
@@ -339,8 +368,8 @@ def cut(folder: Path, every: int) -> None:
         (lambda p: edit(p / ATTR, 7, lambda x: x[:-2] + " x"), BAD, f"{ATTR}:7: expected an image, 40"),
         (
             lambda p: rewrite(p / ATTR, "05.jpg", "99.jpg"),
-            BAD,
-            f"{ATTR}:7: found 000099.jpg, expected 000005",
+            GONE,
+            f"1 of the 16 .* {ATTR} names are missing: 000099.jpg;",
         ),
         (lambda p: (p / ATTR).write_text(""), BAD, f"{ATTR}:1: says '' rows, and 0 follow"),
         (lambda p: (p / ATTR).write_bytes(b"\xff\xfe\0"), BAD, f"{ATTR}:1: says .* rows, and 0 follow"),
@@ -354,8 +383,8 @@ def cut(folder: Path, every: int) -> None:
         (lambda p: without_row(p / MARKS), BAD, f"{MARKS}:9: found 000008.jpg, expected 000007.jpg"),
         (lambda p: rewrite(p / MARKS, "nose_x", "nose_z"), BAD, f"{MARKS}:2: found nose_z, expected nose_x;"),
         (lambda p: rewrite(p / PERSON, "16.jpg 16\n", "16.jpg\n"), BAD, f"{PERSON}:16: expected an image, 1"),
-        (lambda p: (p / THIRD).unlink(), GONE, f"1 of the 16 .* {PART} names are missing: 000003.jpg;"),
-        (lambda p: shutil.copy(p / THIRD, p / FOLDER / "3.jpg"), BAD, f"{PART} does not name 1 .*: 3.jpg;"),
+        (lambda p: (p / THIRD).unlink(), GONE, f"1 of the 16 .* {ATTR} names are missing: 000003.jpg;"),
+        (lambda p: shutil.copy(p / THIRD, p / FOLDER / "3.jpg"), BAD, f"{ATTR} does not name 1 .*: 3.jpg;"),
         (lambda p: [f.unlink() for f in (p / FOLDER).iterdir()], GONE, r"16 of .* 000003.jpg, \.\.\.;"),
         (lambda p: shutil.rmtree(p / FOLDER), GONE, f"{FOLDER}: no such folder; put"),
         (

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import selib
 import studies.data
 import studies.networks
+from selib.features import only_block
 from studies import explainers, face_parts
 from studies import faces as attributes
 from studies import recipes as recipe
@@ -148,12 +149,6 @@ def test_a_map_of_the_part_itself_has_all_its_energy_there_and_one_of_everything
     assert (near >= scores.cell("SE influence", "energy") - 1e-9).all() and near.mean() > scores.cell(
         "uniform noise", "near"
     ).mean()
-    table = attributes.by_attribute(pairs, [scores], ("SE influence", explainers.SAME_AS_CAM))
-    first = dict(zip(table["columns"], table["rows"][0], strict=True))
-    mine = (pairs.targets == index(first["attribute"])).numpy()
-    assert first["area of the part"] == pytest.approx(area[mine].mean(), abs=1e-6)
-    assert first["SE influence: within one cell"] == pytest.approx(near[mine].mean())
-    assert table["rows"][-1][0] == "mean of attributes"
 
 
 # ---- what only a twin can answer -------------------------------------------------------------------------
@@ -273,19 +268,6 @@ def test_without_parameters_the_other_picture_is_of_the_same_person(
         face_parts.with_and_without(shipped, everybody, ["Smiling"])
 
 
-def test_the_people_shown_are_those_of_whom_most_is_said(shipped: nn.Module, faces: FaceSet) -> None:
-    names = ["Smiling", "Eyeglasses", "Wearing_Hat"]
-    rows = attributes.most_named(shipped, faces, names, 4)
-    said = (selib.predict(shipped, faces.loader(60))[0] > 0)[:, [index(name) for name in names]]
-    assert said[rows].sum(1).tolist() == said.sum(1).sort(descending=True).values[:4].tolist()
-    row = int(rows[0])
-    assert attributes.named(shipped, faces, row, names) == [
-        n for n, yes in zip(names, said[row], strict=True) if yes
-    ]
-    nobody = int((said.sum(1) == 0).nonzero()[0])
-    assert attributes.named(shipped, faces, nobody, names) == ["Smiling"]
-
-
 def test_failures_are_wrong_and_the_surest_first(shipped: nn.Module, faces: FaceSet) -> None:
     rows, about, titles = attributes.failures(shipped, faces, 5)
     logits, targets = selib.predict(shipped, faces.loader(60))
@@ -310,33 +292,13 @@ def test_an_audit_finds_what_a_rule_rests_on(shipped: nn.Module, faces: FaceSet)
 def test_gates_keep_the_answers_and_name_the_channels(item: recipe.Recipe) -> None:
     plain = recipe.network(item, se=False, seed=0).eval()
     before = {k: v.clone() for k, v in plain.state_dict().items()}
-    gated, report, test = attributes.gates_for(item, plain, per_target=True, sparsity=0.3, epochs=40, seed=0)
+    gated, _, test = attributes.gates_for(item, plain, per_target=True, sparsity=0.3, epochs=40, seed=0)
     assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items()), (
         "the network itself is not touched"
     )
     assert selib.explain(gated, item.val.batch([0, 1])).gates.shape == (2, 40, 128)
-    table = attributes.gate_worth({"own": (gated, report, test)}, seed=0)
-    row = dict(zip(table["columns"], table["rows"][0], strict=True))
-    assert row["original, only the top decile"] > row["random decile: only"]
-    assert row["original, without it"] < row["random decile: without"]
-
-
-def test_accuracy_tables_compare_decision_by_decision(item: recipe.Recipe) -> None:
-    right = torch.zeros(10, 2, dtype=torch.float64)
-    right[:, 0] = 1
-    better = right.clone()
-    better[:5, 1] = 1
-    parts = {
-        "accuracy": torch.tensor([1.0, 0.0]),
-        "balanced_accuracy": torch.tensor([1.0, torch.nan]),
-        "ap": torch.tensor([1.0, torch.nan]),
-    }
-    runs = {"without": [{**parts, "right": right}], "with SE": [{**parts, "right": better}]}
-    assert isinstance(item.val, FaceSet)
-    two = replace(item, val=attributes.pick(item.val.subset(range(10)), ["Smiling", "Bald"]))
-    overall, each, points = attributes.accuracy_tables(two, runs, resamples=100)
-    assert points["with SE"].mean == pytest.approx(25.0)
-    assert overall["rows"][0][4] is None and overall["rows"][1][4][0] == pytest.approx(25.0)
-    assert each["rows"][1][0] == "Bald" and each["rows"][1][-1] is None, (
-        "an AP that is not defined is left out"
-    )
+    right = selib.channel_test(only_block(gated), test, task="multilabel", seed=0)
+    yes = test.logits > 0
+    kept = {name: float(values[yes].double().mean()) for name, values in right.items()}
+    assert kept["original_only_top"] > kept["random_only"]
+    assert kept["original_without_top"] < kept["random_without"]

@@ -55,17 +55,6 @@ def test_a_contact_sheet_shows_every_image_once() -> None:
     assert shown == [0, 1, 2, 3, 4] and len(fig.axes) == 6
 
 
-def test_a_rank_plot_puts_the_best_on_top() -> None:
-    scores = {
-        "deletion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
-        "insertion": {"a": (0.5, 0.4, 0.6), "b": (0.2, 0.1, 0.3)},
-    }
-    fig = figures.rank_plot(scores, ours=["a"], controls=["b"], lower_is_better=("deletion",))
-    labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in fig.axes]
-    assert labels == [["b", "a"], ["a", "b"]]
-    assert all(ax.yaxis_inverted() for ax in fig.axes)  # the first label is the top one
-
-
 def test_differences_are_sorted_coloured_and_counted() -> None:
     gains = {
         "AP": {"a": ((0.1, 0.0, 0.2), 400), "b": ((0.3, 0.2, 0.4), 40), "c": ((-0.1, -0.2, 0.0), 400)},

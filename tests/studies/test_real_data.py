@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from studies.data import available, cache, load
+from studies import face_networks, face_records, real_faces
+from studies.data import also_masked, available, cache, load, load_faces, masked_faces
 
 pytestmark = pytest.mark.real
 
@@ -85,3 +86,25 @@ def test_tiny_imagenet_validation_labels_follow_the_annotations(tiny_imagenet_ro
     assert data.targets.tolist() == [wnids.index(line[1]) for line in lines]
     ours = load("tiny-imagenet", "val", root=tiny_imagenet_root, classes=3, limit=30)
     assert ours.targets.bincount().tolist() == [10] * 3 and len(ours.classes) == 3
+
+
+def test_real_faces_are_read_and_the_shipped_network_is_as_good_as_its_record(faces_root: Path) -> None:
+    sizes = {split: len(load_faces("celeba", split, root=faces_root)) for split in ("train", "val", "test")}
+    assert sizes == {"train": 6965, "val": 1049, "test": 1986}
+    test = load_faces("celeba", "test", root=faces_root)
+    assert test.template and test.identities is not None and len(test.identities.unique()) > 1000
+    model = face_networks.network("fine", "without")
+    right = (real_faces.logits_of(model, test.images) > 0) == (test.targets > 0)
+    runs = face_records.records("fine")["runs"]
+    assert float(right.double().mean()) == pytest.approx(runs[0]["test"]["accuracy"], abs=1e-3)
+
+
+def test_masks_lie_on_the_faces(faces_root: Path) -> None:
+    faces = masked_faces(faces_root)
+    assert len(faces) == 629 and len(also_masked(faces_root)) == 26
+    assert faces.targets.sum(0).tolist() == [39, 32, 147, 17] and faces.parts is not None
+    for part, row, column in (("eyes", 44.5, 35.5), ("nose", 52, 35.5), ("mouth", 61, 35.5)):
+        places = (faces.parts == 1 + faces.part_names.index(part)).float().mean(0)
+        heat = places / places.sum()
+        middle = [float((heat.sum(axis) * torch.arange(heat.shape[1 - axis])).sum()) for axis in (1, 0)]
+        assert middle == pytest.approx([row, column], abs=2), part  # where the alignment has them
