@@ -29,6 +29,7 @@ PREMISE, GAINS, GATES, MAPS, GRID = (
     "tables/differences/rows/",
     "tables/grid/rows/",
 )
+FACES = "premise/standing, a block each, λ = 0.3/"
 NUMBERS = [
     [
         ("04_objects", PREMISE + "as published/only_gates", "{:.2f}"),
@@ -52,7 +53,15 @@ NUMBERS = [
         *[("04_objects", f"{MAPS}2/4/{i}", "{:+.3f}") for i in range(3)],
         *[("04_objects", f"{GRID}{row}/2/0", "{:.3f}") for row in (4, 1, 0)],
     ],
-    [("03_active_speaker", f"spearman/{i}", "{:.2f}") for i in range(3)],
+    [
+        ("02_celeba", FACES + "only_gates", "{:.2f}"),
+        ("02_celeba", FACES + "without_gates", "{:.2f}"),
+        ("02_celeba", FACES + "only_another", "{:.2f}"),
+        ("02_celeba", "premise/as published/only_gates", "{:.2f}"),
+        ("02_celeba", "four_faces/influence/0", "{:.2f}"),
+        ("02_celeba", "four_faces/LayerCAM/0", "{:.2f}"),
+        ("02_celeba", "four_faces/top-gate, sparse blocks/0", "{:.2f}"),
+    ],
 ]
 
 
