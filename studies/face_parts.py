@@ -18,13 +18,12 @@ from studies import metrics, tables
 from studies.baselines import Explainer
 from studies.data import FaceSet, landmark_region, normalize, rendered
 from studies.data.regions import WHERE
-from studies.explainers import CHANCE, SAME_AS_CAM
+from studies.explainers import SAME_AS_CAM
 from studies.faces import PIXELS, Pairs, explainers_of
-from studies.metrics import Interval, bootstrap
+from studies.metrics import bootstrap
 from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 
 CAUSE, SHORTCUT = "Eyeglasses", "Wearing_Hat"  # what is asked for, and what goes with it in "spurious"
-SHORTCUT_MAPS = ("SE top-gate (paper)", "SE influence", SAME_AS_CAM, "mean of channels", CHANCE)
 STRANGER = "another, without"
 DELETED = (  # maps that are held against what the network misses
     "SE top-gate (paper)",
@@ -72,7 +71,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
         return model(normalize(images).to(next(model.parameters()).device)).float().cpu()
 
 
-def _part(faces: FaceSet, rows: Any, part: str) -> Tensor:
+def part_of(faces: FaceSet, rows: Any, part: str) -> Tensor:
     """Where a part shows on faces of the twin: bool, (H, W) for one row or (B, H, W)."""
     assert faces.parts is not None
     return faces.parts[rows] == 1 + PARTS.index(part)
@@ -80,13 +79,13 @@ def _part(faces: FaceSet, rows: Any, part: str) -> Tensor:
 
 def visible(faces: FaceSet, row: int) -> list[str]:
     """The parts of a face of the twin that can be removed and that show."""
-    return [part for part in NEUTRAL if int(_part(faces, row, part).sum()) >= PIXELS]
+    return [part for part in NEUTRAL if int(part_of(faces, row, part).sum()) >= PIXELS]
 
 
 def zones(faces: FaceSet, row: int) -> dict[str, Tensor]:
     """The places of a face, bool (H, W): its visible parts on the twin, else boxes round its landmarks."""
     if faces.params is not None:
-        return {part: _part(faces, row, part) for part in visible(faces, row)}
+        return {part: part_of(faces, row, part) for part in visible(faces, row)}
     assert faces.landmarks is not None
     found = {}
     for attribute, place in WHERE.items():
@@ -112,7 +111,7 @@ def part_deletion(
     found: dict[str, list[float]] = {name: [] for name in maps}
     falls = removals.falls(model)
     for index, (row, target) in enumerate(zip(pairs.rows.tolist(), pairs.targets.tolist(), strict=True)):
-        masks = torch.stack([_part(pairs.faces, row, part) for part in removals.parts[row]])
+        masks = torch.stack([part_of(pairs.faces, row, part) for part in removals.parts[row]])
         fall = falls[row][None, :, target].double()
         for name, values in maps.items():
             energy = (values[index] * masks).sum((1, 2))
@@ -155,73 +154,6 @@ def correlation_table(
         rows,
         "Faces drawn again without the part, or with a mouth, nose, eyes, brows or skin that carry no "
         "attribute.",
-    )
-    return table | {"synthetic": True}
-
-
-def shortcut_study(networks: Mapping[str, nn.Module], faces: FaceSet, *, resamples: int) -> dict[str, Any]:
-    """Is a planted shortcut found? Networks asked for glasses alone, trained where hats go with them or not.
-
-    Args:
-        networks: {"clean": …, "spurious": …}, each with one output.
-        faces: clean ones, with the attribute Eyeglasses alone.
-
-    Returns:
-        On the faces ``rows`` with both: ``energy``, the share of it on the hat, by map and network; its
-        ``factor``, spurious over clean; ``falls`` of the logit when hat or glasses are taken off. ``fooled``:
-        how often a hat, or a bare head, without glasses is called glasses.
-    """
-    assert faces.params is not None
-    hat, glasses = (torch.tensor([bool(p[name]) for p in faces.params]) for name in (SHORTCUT, CAUSE))
-    groups = (hat & glasses, hat & ~glasses, ~hat & ~glasses)
-    both, only_hat, neither = (group.nonzero().flatten()[:200] for group in groups)
-    on_hat = _part(faces, both, "hat")
-    energy: dict[str, dict[str, NDArray[np.float64]]] = {}
-    falls, fooled = {}, {}
-    removals = Removals.draw(faces, {row: ["hat", "glasses"] for row in both.tolist()})
-    for name, model in networks.items():
-        device = next(model.parameters()).device
-        images, target = faces.batch(both).to(device), torch.zeros(len(both), dtype=torch.long, device=device)
-        makers = explainers_of(model, model, 0)
-        for maker in SHORTCUT_MAPS:
-            maps = makers[maker](images, target).cpu()
-            energy.setdefault(maker, {})[name] = metrics.energy_in_mask(maps, on_hat).numpy()
-        fall = torch.stack(list(removals.falls(model).values()))[:, :, 0].double().numpy()
-        falls[name] = {"hat": fall[:, 0], "glasses": fall[:, 1]}
-        fooled[name] = {
-            "hat": float((_logits(model, faces.images[only_hat]) > 0).double().mean()),
-            "bare head": float((_logits(model, faces.images[neither]) > 0).double().mean()),
-        }
-    factor = {maker: _ratio(runs["spurious"], runs["clean"], resamples) for maker, runs in energy.items()}
-    found = {"energy": energy, "factor": factor, "falls": falls, "fooled": fooled}
-    return {**found, "faces": len(both), "rows": both}
-
-
-def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], resamples: int) -> Interval:
-    """mean(a) / mean(b) with its bootstrap interval, a and b (n,) drawn together; b counts at least .001."""
-    drawn = np.random.default_rng(0).integers(len(a), size=(resamples, len(a)))
-    low, high = np.quantile(a[drawn].mean(1) / b[drawn].mean(1).clip(1e-3), [0.025, 0.975])
-    return Interval(float(a.mean() / max(b.mean(), 1e-3)), float(low), float(high))
-
-
-def shortcut_table(study: Mapping[str, Any], *, resamples: int) -> dict[str, Any]:
-    """The shortcut, map by map: energy on the hat in the clean and in the spurious network, and its rise."""
-
-    def intervals(values: Mapping[str, NDArray[np.float64]]) -> list[list[float]]:
-        return [list(bootstrap(values[name], resamples=resamples)) for name in ("clean", "spurious")]
-
-    rows = [
-        [maker, *intervals(runs), list(study["factor"][maker])] for maker, runs in study["energy"].items()
-    ]
-    for part in ("hat", "glasses"):
-        fall = {name: falls[part] for name, falls in study["falls"].items()}
-        rows.append([f"truth: fall of the logit without the {part}", *intervals(fall), None])
-    table = tables.spec(
-        "Eyeglasses: energy on the hat, in a network trained where hats go with glasses (ρ = 0.9) and in one "
-        "trained where they do not",
-        "map | clean | spurious | factor",
-        rows,
-        f"{study['faces']} test faces with both; one network each, trained for Eyeglasses alone, with SE.",
     )
     return table | {"synthetic": True}
 
