@@ -169,16 +169,7 @@ def _load(
     file = folder / ATTRIBUTE_LIST
     names, _, signs = read_table(file, synth.ATTRIBUTES, remedy, titled=True, legal=(-1, 1))
     compare(folder / IMAGES, names, ATTRIBUTE_LIST, remedy)
-    people = None
-    if (folder / IDENTITY_LIST).is_file():
-        people = read_table(folder / IDENTITY_LIST, ["identity"], remedy, names=names).values[:, 0]
-    if (folder / PARTITION_LIST).is_file():
-        legal = range(3 + twin)
-        partition = read_table(folder / PARTITION_LIST, ["split"], remedy, legal=legal, names=names).values[
-            :, 0
-        ]
-    else:
-        partition = dealt(people if people is not None else np.arange(len(names)))
+    people, partition = _people(folder, names, range(3 + twin), remedy)
     rows = np.flatnonzero(partition == SPLITS[split])
     if not len(rows):
         raise ValueError(f"{folder / PARTITION_LIST}: no image is in {split} ({SPLITS[split]}); {remedy}")
@@ -219,6 +210,19 @@ def _load(
         params=params,
         template=template,
     )
+
+
+def _people(
+    folder: Path, names: Sequence[str], legal: range, remedy: str
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Who is on each image, where that is known, and its split: by the list, else dealt out."""
+    people = None
+    if (folder / IDENTITY_LIST).is_file():
+        people = read_table(folder / IDENTITY_LIST, ["identity"], remedy, names=names).values[:, 0]
+    if (folder / PARTITION_LIST).is_file():
+        lines = read_table(folder / PARTITION_LIST, ["split"], remedy, legal=legal, names=names)
+        return people, lines.values[:, 0]
+    return people, dealt(people if people is not None else np.arange(len(names)))
 
 
 def dealt(people: np.ndarray) -> np.ndarray:

@@ -368,6 +368,9 @@ def turn(book: Notebook) -> None:
     book.changes(lambda: book.box.get_by_title("The image before").click())
     assert item.input_value() == first
     book.changes(lambda: item.select_option(index=3))
+    book.says("batch([3])")
+    book.settled()
+    expect(pages).to_have_text("1–8 of 1280")
     shown = book.box.locator(".selib-channels span").first.inner_text()
     book.box.get_by_title("Channels after these").click()
     expect(pages).to_have_text("9–16 of 1280")

@@ -14,7 +14,7 @@ import selib
 import studies.data
 import studies.networks
 from selib.features import only_block
-from studies import explainers, face_parts
+from studies import explainers, face_parts, shortcut
 from studies import faces as attributes
 from studies import recipes as recipe
 from studies.baselines import Explainer
@@ -214,31 +214,44 @@ def test_visible_parts_are_large_enough_to_be_seen(faces: FaceSet) -> None:
         assert ("hat" in parts) == (faces.params[row]["Wearing_Hat"])
 
 
-def test_the_shortcut_is_the_ratio_of_the_energies_on_the_hat(root: Path) -> None:
+def test_the_shortcut_is_compared_pair_by_pair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = load_faces("synth-faces", "test", root=root, limit=120)
     lone = attributes.pick(many, ["Eyeglasses"])
-    networks = {}
-    for name in ("clean", "spurious"):
-        torch.manual_seed(len(name))
-        networks[name] = studies.networks.build("small_resnet", 1, image_size=88, widths=(8, 8, 16)).eval()
-        selib.attach_se(networks[name], lone.batch([0]), start="paper")
-    study = face_parts.shortcut_study(networks, lone, resamples=50)
-    energy = study["energy"]["SE influence"]
-    assert study["factor"]["SE influence"].mean == pytest.approx(
-        energy["spurious"].mean() / energy["clean"].mean()
-    )
-    assert study["factor"][attributes.CHANCE].mean == pytest.approx(1.0)
-    assert (
-        study["faces"]
-        == len(study["rows"])
-        == int((lone.targets[:, 0] * many.targets[:, index("Wearing_Hat")]).sum())
-    )
-    assert set(study["falls"]["clean"]) == {"hat", "glasses"}
-    table = face_parts.shortcut_table(study, resamples=50)
+    networks = []
+    for seed in range(2):
+        pair = {}
+        for name in ("clean", "spurious"):
+            torch.manual_seed(10 * seed + len(name))
+            pair[name] = studies.networks.build("small_resnet", 1, image_size=88, widths=(8, 8, 16)).eval()
+            nn.init.constant_(pair[name].classifier.bias, 99.0)  # all of them say glasses, always
+            selib.attach_se(pair[name], lone.batch([0]), start="paper")
+        networks.append(pair)
+    study = shortcut.study(networks, lone, resamples=50)
+    both = (lone.targets[:, 0] * many.targets[:, index("Wearing_Hat")]).nonzero().flatten()
+    assert study["rows"].tolist() == both.tolist()
+    rise = {name: np.subtract(runs["spurious"], runs["clean"]) for name, runs in study["energy"].items()}
+    assert rise["SE influence"].shape == (2, len(both))
+    assert study["rise"]["SE influence"].mean == pytest.approx(rise["SE influence"].mean())
+    beyond = rise["SE influence"] - rise["mean of channels"]
+    assert study["beyond"]["SE influence"].mean == pytest.approx(beyond.mean())
+    assert study["rise"][attributes.CHANCE].mean == pytest.approx(0.0)
+    assert study["fooled"]["clean"] == {"hat": 1.0, "bare head": 1.0}
+    table = shortcut.table(study, resamples=50)
     assert [row[0] for row in table["rows"]][-2:] == [
         "truth: fall of the logit without the hat",
         "truth: fall of the logit without the glasses",
     ]
+
+
+@pytest.mark.slow
+def test_the_shipped_pairs_know_glasses_and_half_of_them_the_hat(root: Path) -> None:
+    lone = attributes.pick(load_faces("synth-faces", "test", root=root, limit=400), ["Eyeglasses"])
+    for pair in shortcut.pairs():
+        for model in pair.values():
+            said = selib.predict(model, lone.loader(200))[0] > 0
+            assert float((said == (lone.targets > 0)).double().mean()) > 0.85
+    fooled = shortcut.study(shortcut.pairs(), lone, resamples=20)["fooled"]
+    assert fooled["spurious"]["hat"] > fooled["clean"]["hat"] + 0.03
 
 
 def test_with_and_without_is_the_same_face_drawn_again(shipped: nn.Module, faces: FaceSet) -> None:
