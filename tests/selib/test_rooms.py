@@ -149,9 +149,9 @@ def test_functions_are_short() -> None:
 
 
 def test_the_house_does_not_grow_and_is_formatted_throughout() -> None:
-    # The aim is 4,500 and 11,500 lines; these are today's. They grew last by 950 lines, for images of every
-    # kind, plain state dicts and the module that ships its explanation.
+    # The aim is 4,500 and 11,500 lines; these are today's. They grew last by 640 lines of selib, for the
+    # explorer's second form, and by 1,400 of studies, for networks on real faces and what their maps show.
     selib = sum(length(name) for name in FILES if name.partition(".")[0] == "selib")
     assert selib <= 7_005
-    assert sum(map(length, FILES)) <= 20_500
+    assert sum(map(length, FILES)) <= 20_260
     assert not [name for name, path in FILES.items() if "fmt: skip" in path.read_text()]
