@@ -30,15 +30,8 @@ from selib.strip import Strip
 from selib.views import READINGS, Settings, Subject, encoded
 
 MOST = 200  # images that one explorer holds
-LOOKS = (
-    "frame",
-    "opacity",
-    "colours",
-    "smooth",
-    "outline",
-    "compare",
-    "random",
-)  # other channels do not come
+# After these knobs the same channels come first.
+LOOKS = ("frame", "opacity", "colours", "smooth", "outline", "compare", "random")
 
 
 def check_count(count: int) -> None:

@@ -317,8 +317,8 @@ def answers(subject: Subject, before: Tensor, after: Tensor, target: int) -> tup
     page, middle = Chart(HEAD + 6 * ROW), 104
     x = _axis(min(0.0, float(both.min())), max(0.0, float(both.max())), middle, 90)
     share = [float((v.sigmoid() if subject.multilabel else v.softmax(0))[target]) for v in (before, after)]
-    said = f"{subject.outputs[target]}: {share[0]:.0%} → {share[1]:.0%} with the selected channels only"
-    page.write(2, 2, plot.elided(f"{share[0]:.0%} → {share[1]:.0%} with the selected channels only", 276, 11))
+    title = f"{share[0]:.0%} → {share[1]:.0%} with the selected channels only"
+    page.write(2, 2, title)
     for place, (k, a, b) in enumerate(zip(rows, *both.tolist(), strict=True)):
         y = HEAD + ROW * (place + 0.5)
         start, end = sorted([x(0), x(a)])
@@ -326,7 +326,7 @@ def answers(subject: Subject, before: Tensor, after: Tensor, target: int) -> tup
         page.bar(start, y - 6, end, y + 6, plot.OURS)
         page.ring(x(b), y, plot.OTHERS)
         page.write(WIDTH - 2, y, f"{a:.2f} → {b:.2f}", "rm")
-    return page.picture, rows, said
+    return page.picture, rows, f"{subject.outputs[target]}: {title}"
 
 
 def colour_bar(colours: str, height: int) -> Picture:

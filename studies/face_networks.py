@@ -27,9 +27,9 @@ from selib.forward import attached, to_device
 from selib.se import SEBlock
 from selib.train import accelerator
 from studies.data import FaceSet, also_masked, load_faces
-from studies.features import OnFeatures, feature_loader
+from studies.features import feature_loader, head_of, read_inputs
 from studies.networks import build, pretrained
-from studies.premise import SHIPPED, halved
+from studies.premise import PUBLISHED, SHIPPED, WITHOUT, halved
 from studies.results import machine, versions
 
 
@@ -50,7 +50,6 @@ class Arm:
 
 PAPER: Mapping[str, Any] = {"start": "paper"}
 EACH: Mapping[str, Any] = {"start": "paper", "per_target": True, "reduction": 4}
-WITHOUT, PUBLISHED = "without", "as published"
 ARMS = {
     WITHOUT: Arm(None),
     PUBLISHED: Arm(PAPER),
@@ -188,11 +187,11 @@ def train_standing(
     model = untrained(family, arm, len(data["train"].classes), seed)
     learned = {name: weight for name, weight in body.state_dict().items() if "selib_se" not in name}
     model.load_state_dict(model.state_dict() | learned)
-    head = OnFeatures(body.get_submodule("classifier").in_features, len(data["train"].classes))  # type: ignore[arg-type]
-    head.classifier.load_state_dict(body.get_submodule("classifier").state_dict())
+    head = head_of(body)
     if arm.block is not None:
         torch.manual_seed(seed)
-        attach_se(head, torch.zeros(2, head.classifier.in_features, 1, 1), at="map", **arm.block)
+        one = torch.zeros(2, head.classifier.in_features, 1, 1).to(head.classifier.weight)
+        attach_se(head, one, at="map", **arm.block)
     fit(
         head,
         feature_loader(features, data["train"].targets.repeat(2, 1), 256, seed=seed),
@@ -214,16 +213,9 @@ def train_standing(
 
 def pooled(body: nn.Module, faces: FaceSet, batch: int) -> Tensor:
     """What the classifier reads of every training face, then of their mirror images: (2N, C)."""
-    found: list[Tensor] = []
-    place = next(body.parameters()).device
-    layer = body.get_submodule("classifier")
-    handle = layer.register_forward_pre_hook(lambda module, args: found.append(args[0].detach().cpu()))
-    with torch.no_grad():
-        for mirrored in (False, True):
-            for images, _ in faces.loader(4 * batch):
-                body(to_device(images.flip(3) if mirrored else images, place))
-    handle.remove()
-    return torch.cat(found)
+    layer, mirrored = body.get_submodule("classifier"), replace(faces, images=faces.images.flip(3))
+    read = [read_inputs(body, layer, one, 4 * batch, torch.float32) for one in (faces, mirrored)]
+    return torch.cat(read)
 
 
 # ---- what is measured -------------------------------------------------------------------------------------

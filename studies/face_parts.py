@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selib import explain, predict
-from selib.forward import evaluating
 from selib.heatmap import resize
 from studies import metrics, tables
 from studies.baselines import Explainer
-from studies.data import FaceSet, landmark_region, normalize, rendered
+from studies.data import FaceSet, landmark_region, rendered
 from studies.data.regions import WHERE
 from studies.explainers import SAME_AS_CAM
-from studies.faces import PIXELS, Pairs, explainers_of
+from studies.faces import PIXELS, Pairs, explainers_of, logits_of
 from studies.metrics import bootstrap
 from studies.twins.faces import ATTRACTIVE, NEUTRAL, PARTS, REGIONS
 
@@ -59,16 +58,10 @@ class Removals:
 
     def falls(self, model: nn.Module) -> dict[int, Tensor]:
         """By how much each logit falls without each part: {row: float32 (P, K)}."""
-        logits = torch.cat([_logits(model, part) for part in self.images.split(500)])
+        logits = logits_of(model, self.images)
         whole = logits[: len(self.parts)]
         without = logits[len(self.parts) :].split([len(names) for names in self.parts.values()])
         return {row: one - rest for row, one, rest in zip(self.parts, whole, without, strict=True)}
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, K) of uint8 images, on the CPU."""
-    with evaluating(model), torch.no_grad():
-        return model(normalize(images).to(next(model.parameters()).device)).float().cpu()
 
 
 def part_of(faces: FaceSet, rows: Any, part: str) -> Tensor:
@@ -183,7 +176,7 @@ def with_and_without(
             f"of no face the network says {' or '.join(names)}, or every face has it: name other attributes"
         )
     pictures, about = torch.stack(images), torch.tensor(targets)
-    said = _logits(model, pictures).sigmoid().gather(1, about[:, None])[:, 0].tolist()
+    said = logits_of(model, pictures).sigmoid().gather(1, about[:, None])[:, 0].tolist()
     titles = [
         f"{word}\n{faces.classes[k]}\nsays {p:.0%}" for word, k, p in zip(words, targets, said, strict=True)
     ]

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from studies.face_networks import FAMILIES, PUBLISHED, WITHOUT
+from studies.face_networks import FAMILIES
 from studies.metrics import Interval, non_inferiority, t_interval
-from studies.premise import SHIPPED
+from studies.premise import MARGIN, PUBLISHED, SHIPPED, WITHOUT
 from studies.tables import signed, spec
 
 File = Mapping[str, Any]  # of :func:`records`
 Runs = Sequence[Mapping[str, Any]]
-MARGIN = 0.5  # points of accuracy that a block may cost and still be called harmless; fixed beforehand
 
 
 def records(name: str, folder: Path = SHIPPED) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from selib import FeatureCache, GateReport, cache_features, fit_gates, predict
+from selib.forward import evaluating
+from selib.pixels import normalize
 from studies import baselines, benchmark, metrics
 from studies.baselines import Explainer
 from studies.benchmark import Scores
@@ -176,6 +178,14 @@ def localise(model: nn.Module, measured: nn.Module, pairs: Pairs, *, slow: int, 
         localisation={"near": near, **benchmark.LOCALISATION},
         limits=dict.fromkeys(("Score-CAM", "Ablation-CAM"), min(slow, len(pairs))),
     )
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, K) of images uint8 (N, 3, H, W), on the CPU."""
+    place = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        found = [model(normalize(part).to(place)).float().cpu() for part in images.split(500)]
+    return torch.cat(found)
 
 
 # ---- faces to look at --------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def pooled(model: nn.Module, data: ImageSet, folder: Path, *, batch_size: int = 
     """
 
     def compute() -> Tensor:
-        return _read(model, model.get_submodule("classifier"), data, batch_size, torch.float32)
+        return read_inputs(model, model.get_submodule("classifier"), data, batch_size, torch.float32)
 
     return _kept("features", model, data, folder, compute)
 
@@ -59,7 +59,7 @@ def kept_maps(model: nn.Module, data: ImageSet, folder: Path, *, batch_size: int
     """The last maps of every image, (N, C, h, w) in half precision: what ``global_pool`` of timm reads."""
 
     def compute() -> Tensor:
-        return _read(model, model.get_submodule("global_pool"), data, batch_size, torch.float16)
+        return read_inputs(model, model.get_submodule("global_pool"), data, batch_size, torch.float16)
 
     return _kept("maps", model, data, folder, compute)
 
@@ -75,7 +75,9 @@ def _kept(what: str, model: nn.Module, data: ImageSet, folder: Path, compute: Ca
     return load_file(file)[what]
 
 
-def _read(model: nn.Module, reader: nn.Module, data: ImageSet, batch_size: int, dtype: torch.dtype) -> Tensor:
+def read_inputs(
+    model: nn.Module, reader: nn.Module, data: ImageSet, batch_size: int, dtype: torch.dtype
+) -> Tensor:
     """What a module of a network reads of every image."""
     found: list[Tensor] = []
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selib import explain, predict
+from selib import explain
 from selib.pixels import normalize
 from studies import benchmark
 from studies.baselines import Explainer
@@ -20,12 +20,12 @@ from studies.benchmark import Scores
 from studies.data import FaceSet, available, data_root
 from studies.data.hqmasks import ARCHIVE
 from studies.explainers import controls_of, others_of
+from studies.faces import PIXELS, logits_of
 from studies.metrics import Interval, bootstrap, paired
 from studies.mosaics import quadrant_energy
 from studies.tables import UNDECIDED, signed, spec, verdict
 from studies.twins.faces import REGIONS
 
-PIXELS = 8  # on fewer a part does not count as visible
 LARGE = ("hair",)  # a part that is no small place
 INFLUENCE, SPARSE, PAPER = "influence", "top-gate, sparse blocks", "top-gate (paper), labels alone"
 TEMPLATES = ("centre prior", "mean map of other faces", "mean mask of other faces")  # do not look at the face
@@ -83,12 +83,6 @@ def pairs_of(
         targets.append(torch.full_like(rows[-1], target))
     found = torch.cat(rows)
     return Pairs(faces.images[found], torch.cat(targets), torch.cat(masks), found)
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, K) of images uint8 (N, 3, H, W)."""
-    batches = [(normalize(part), torch.zeros(len(part), 1)) for part in images.split(200)]
-    return predict(model, [(inputs, targets.long()) for inputs, targets in batches])[0]
 
 
 # ---- where the maps lie -----------------------------------------------------------------------------------

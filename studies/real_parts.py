@@ -15,8 +15,8 @@ from selib.pixels import normalize
 from studies import metrics
 from studies.baselines import Explainer
 from studies.data import FaceSet
+from studies.faces import PIXELS, logits_of
 from studies.metrics import bootstrap
-from studies.real_faces import PIXELS, logits_of
 from studies.tables import spec
 
 Agreement = Mapping[str, NDArray[np.float64]]  # of :func:`agreement`

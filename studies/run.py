@@ -212,9 +212,8 @@ def _html(executed: Path) -> str:
 
     notebook = notebooks.clean(notebooks.read(executed))
     page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
-    return re.sub(
-        r'(href="\d\d_\w+)\.ipynb', r"\1.html", str(page)
-    )  # the next notebook's page lies beside it
+    # The next notebook's page lies beside it.
+    return re.sub(r'(href="\d\d_\w+)\.ipynb', r"\1.html", str(page))
 
 
 def failure(executed: NotebookNode, timeout: int) -> str:

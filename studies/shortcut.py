@@ -23,12 +23,11 @@ from studies import metrics, tables
 from studies.data import FaceSet
 from studies.explainers import CHANCE, SAME_AS_CAM
 from studies.face_parts import CAUSE, SHORTCUT, Removals, part_of
-from studies.faces import explainers_of, faces_of
+from studies.faces import explainers_of, faces_of, logits_of
 from studies.metrics import Interval, bootstrap
 from studies.networks import build
 from studies.premise import SHIPPED, halved
 from studies.profiles import Profile
-from studies.real_faces import logits_of
 
 SPLITS = {"clean": "train", "spurious": "spurious"}
 PAIRS = 5
